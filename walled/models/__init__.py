@@ -1,0 +1,1 @@
+"""Data only: the built-in demonstration model and its training record."""
