@@ -244,11 +244,12 @@ class Port:
             found.append(ConnectionEvent.DOWN if event == zmq.EVENT_DISCONNECTED else ConnectionEvent.UP)
         return found
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close; what has been sent but is not on the wire yet has `linger_s` left (Hub.close waits)."""
         if self._monitor is not None:
             self._socket.disable_monitor()
             self._monitor = None
-        self._socket.close(linger=0)
+        self._socket.close(linger=int(linger_s * 1000))
 
 
 class Poller:

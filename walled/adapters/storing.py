@@ -1,0 +1,105 @@
+"""The thread of a worker that writes answers to the cache, several in one commit.
+
+May live here: gathering records, one transaction for all that came while the last one ran, the timer of the
+reader check. May not: what is worth storing, sockets.
+
+A commit with fsync costs 0.3 to 3 ms, so the working loop never does one. What the thread did is told through
+a callback that must be thread-safe and quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from walled.adapters.cache import CacheWriter
+from walled.core.policy import ModelMeta
+from walled.core.record import Record
+
+READER_CHECK_S = 30.0
+MAX_WAITING = 4096
+"""Records not written yet; more are refused, because memory is worth more than a cached answer."""
+
+_log = logging.getLogger("walled.storing")
+
+
+class Stored(NamedTuple):
+    """One commit is through."""
+
+    tickets: tuple[int, ...]
+    """Of the records it held."""
+    done: bool
+    """All of them are in the cache."""
+
+
+class Storer:
+    """Owns the CacheWriter; its thread is the only one that touches it."""
+
+    def __init__(self, writer: CacheWriter, told: Callable[[Stored], None]) -> None:
+        self._writer = writer
+        self._told = told
+        self._wake = threading.Condition()
+        self._records: list[tuple[int, Record]] = []
+        self._metas: list[ModelMeta] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="storer", daemon=True)
+        self._thread.start()
+
+    def put(self, ticket: int, record: Record) -> bool:
+        """Have a record written; False when too many wait."""
+        with self._wake:
+            if len(self._records) >= MAX_WAITING:
+                return False
+            self._records.append((ticket, record))
+            self._wake.notify()
+        return True
+
+    def put_meta(self, metas: Sequence[ModelMeta]) -> None:
+        with self._wake:
+            self._metas.extend(metas)
+            self._wake.notify()
+
+    def close(self, timeout_s: float) -> None:
+        """Write what waits, within `timeout_s`, and close the cache."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            self._writer.close()
+
+    def _run(self) -> None:
+        next_check_s = time.monotonic() + READER_CHECK_S
+        while True:
+            with self._wake:
+                while not (self._records or self._metas or self._closing):
+                    if not self._wake.wait(max(0.0, next_check_s - time.monotonic())):
+                        break
+                records, self._records = self._records, []
+                metas, self._metas = self._metas, []
+                if self._closing and not (records or metas):
+                    return
+            if metas:
+                self._guarded(partial(self._writer.put_meta, metas))
+            if records:
+                self._write(records)
+            if time.monotonic() >= next_check_s:
+                next_check_s = time.monotonic() + READER_CHECK_S
+                self._guarded(self._writer.reader_check)
+
+    def _write(self, records: list[tuple[int, Record]]) -> None:
+        written = self._guarded(lambda: self._writer.put_many([record for _, record in records], time.time()))
+        self._told(Stored(tuple(ticket for ticket, _ in records), written == len(records)))
+
+    @staticmethod
+    def _guarded(call: Callable[[], object]) -> object:
+        """The cache must never fail a request: whatever it raises is logged and means "not stored"."""
+        try:
+            return call()
+        except Exception as exc:
+            _log.warning("cache: %s: %s", type(exc).__name__, exc)
+            return None

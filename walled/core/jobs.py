@@ -1,0 +1,244 @@
+"""A worker's book of running jobs: slots, deadlines, merging of deltas, exactly one ending each.
+
+May live here: what is known of each job and what is due when. May not: sockets, backends, clocks (`now` is
+an argument), the shape of frames.
+
+A job's life:
+
+    admit --> running --------------------------> end          (the backend's Done or Failed)
+                 |                                  ^
+                 | stop (deadline, CANCEL, drain)   |
+                 v                                  |
+              stopping ------------------------> end           (the backend came back in time)
+                 |
+                 | GIVE_UP_S without the backend's ending
+                 v
+              lost: ended for the caller, the slot stays taken until the backend's ending comes
+
+`end` hands a job out once; a second ending, or one of a job that was given up, finds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from walled.errors import BadRequest, DeadlineExceeded, Overloaded, WalledError
+from walled.protocol import JobHeader
+
+MERGE_S = 0.010
+"""Deltas that follow a PARTIAL within this time travel together in the next one."""
+MERGE_CHARS = 4096
+"""...or as soon as this much text has gathered."""
+GIVE_UP_S = 1.0
+"""How long a stopped job waits for its backend before it is ended without it."""
+
+NEVER = float("inf")
+
+
+class Running:
+    """One job between admission and ending."""
+
+    __slots__ = (
+        "chars",
+        "deadline_s",
+        "first_s",
+        "flush_at_s",
+        "give_up_s",
+        "header",
+        "limit_asked",
+        "number",
+        "pending",
+        "pending_chars",
+        "received_s",
+        "sent",
+        "store_key",
+        "streaming",
+        "why",
+        "wire_id",
+    )
+
+    def __init__(self, number: int, wire_id: bytes, header: JobHeader, now: float) -> None:
+        self.number = number
+        """Ours, never used twice in one process: a new broker may reuse wire ids."""
+        self.wire_id = wire_id
+        self.header = header
+        self.received_s = now
+        self.deadline_s = now + header.deadline_ms * 0.001
+        self.streaming = header.stream
+        self.pending: list[str] = []
+        """Text not sent yet; of a job that does not stream, all of it."""
+        self.pending_chars = 0
+        self.chars = 0
+        self.sent = 0
+        """PARTIALs sent; the next one's seq."""
+        self.flush_at_s = 0.0
+        """Before this, further text waits to be merged."""
+        self.first_s = 0.0
+        """When the first text came; 0 while none has."""
+        self.why: WalledError | None = None
+        """Why the job was told to stop; decides how it ends."""
+        self.give_up_s = NEVER
+        self.store_key = b""
+        """Cache key when a complete answer is to be stored."""
+        self.limit_asked = False
+        """The request itself set max_tokens, so an answer cut there is what was asked for."""
+
+
+class Partial(NamedTuple):
+    """Text to send now."""
+
+    job: Running
+    seq: int
+    text: str
+
+
+class Due(NamedTuple):
+    """What the passing of time demands."""
+
+    expired: list[Running]
+    """Just told to stop because their deadline passed: cancel them at the backend."""
+    given_up: list[Running]
+    """End them now without their backend; their slots are lost until it comes back."""
+    partials: list[Partial]
+
+
+class Jobs:
+    """All jobs of one worker. `slots` may change at any time; running jobs are never affected by it."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.running: dict[int, Running] = {}
+        self._by_wire: dict[bytes, Running] = {}
+        self._lost: set[int] = set()
+        self._merging: dict[int, Running] = {}
+        self._last_number = 0
+        # Lower bounds, made exact when they come due: a finished job leaves them too early, never too late.
+        self._next_deadline_s = NEVER
+        self._next_flush_s = NEVER
+
+    @property
+    def credit(self) -> int:
+        """Slots the broker may count on."""
+        return max(0, self.slots - len(self._lost))
+
+    @property
+    def idle(self) -> bool:
+        """No job waits for the backend, given-up ones included."""
+        return not self.running and not self._lost
+
+    def admit(self, wire_id: bytes, header: JobHeader, now: float) -> Running:
+        """Book a job. Raises Overloaded when all slots are taken, BadRequest when the id is in use."""
+        if len(self.running) + len(self._lost) >= self.slots:
+            raise Overloaded(f"this worker runs {self.slots} jobs at once and has no free slot")
+        if wire_id in self._by_wire:
+            raise BadRequest("a job of this id is running")
+        self._last_number = number = self._last_number + 1
+        job = Running(number, wire_id, header, now)
+        self.running[number] = job
+        self._by_wire[wire_id] = job
+        self._next_deadline_s = min(self._next_deadline_s, job.deadline_s)
+        return job
+
+    def find(self, wire_id: bytes) -> Running | None:
+        return self._by_wire.get(wire_id)
+
+    def delta(self, number: int, text: str, now: float) -> Partial | None:
+        """Take more text; what has to be sent of it at once, if anything."""
+        job = self.running.get(number)
+        if job is None or not text:
+            return None
+        if not job.chars:
+            job.first_s = now
+        job.chars += len(text)
+        job.pending.append(text)
+        if not job.streaming or job.why is not None:
+            return None
+        job.pending_chars += len(text)
+        if now >= job.flush_at_s or job.pending_chars >= MERGE_CHARS:
+            return self._flushed(job, now)
+        self._merging[number] = job
+        self._next_flush_s = min(self._next_flush_s, job.flush_at_s)
+        return None
+
+    def start_streaming(self, job: Running, now: float) -> Partial | None:
+        """Stream a job from now on: its text so far, if there is any, is the first PARTIAL."""
+        if job.streaming:
+            return None
+        job.streaming = True
+        return self._flushed(job, now) if job.pending else None
+
+    def flush(self, job: Running, now: float) -> Partial | None:
+        """The text a streaming job still holds back; before its ending."""
+        return self._flushed(job, now) if job.streaming and job.pending else None
+
+    def _flushed(self, job: Running, now: float) -> Partial:
+        text = job.pending[0] if len(job.pending) == 1 else "".join(job.pending)
+        job.pending.clear()
+        job.pending_chars = 0
+        job.flush_at_s = now + MERGE_S
+        self._merging.pop(job.number, None)
+        seq = job.sent
+        job.sent = seq + 1
+        return Partial(job, seq, text)
+
+    def stop(self, job: Running, why: WalledError, now: float) -> bool:
+        """Tell a job to stop; False when it has been told before (the first reason stays)."""
+        if job.why is not None:
+            return False
+        job.why = why
+        job.give_up_s = now + GIVE_UP_S
+        self._next_deadline_s = min(self._next_deadline_s, job.give_up_s)
+        return True
+
+    def end(self, number: int) -> Running | None:
+        """The backend ended a job: hand it out, once. None for a job that has been ended already; a slot
+        that was lost is won back then (see `credit`)."""
+        job = self.running.pop(number, None)
+        if job is None:
+            self._lost.discard(number)
+            return None
+        self._forget(job)
+        return job
+
+    def abandon_all(self) -> list[Running]:
+        """The broker is gone: nobody waits for any job. Their slots are lost until the backend ends them."""
+        jobs = list(self.running.values())
+        self.running.clear()
+        for job in jobs:
+            self._forget(job)
+            self._lost.add(job.number)
+        return jobs
+
+    def _forget(self, job: Running) -> None:
+        del self._by_wire[job.wire_id]
+        self._merging.pop(job.number, None)
+
+    def next_due_s(self) -> float:
+        """When `due` has to be called at the latest; infinity when nothing is pending."""
+        return min(self._next_deadline_s, self._next_flush_s)
+
+    def due(self, now: float) -> Due:
+        """Everything whose time has come."""
+        expired: list[Running] = []
+        given_up: list[Running] = []
+        partials: list[Partial] = []
+        if now >= self._next_flush_s:
+            ready = [job for job in self._merging.values() if now >= job.flush_at_s]
+            partials = [self._flushed(job, now) for job in ready]
+            self._next_flush_s = min((job.flush_at_s for job in self._merging.values()), default=NEVER)
+        if now >= self._next_deadline_s:
+            for job in self.running.values():
+                if job.why is None and now >= job.deadline_s:
+                    self.stop(job, DeadlineExceeded("the answer was not complete at the deadline"), now)
+                    expired.append(job)
+                elif now >= job.give_up_s:
+                    given_up.append(job)
+            for job in given_up:
+                del self.running[job.number]
+                self._forget(job)
+                self._lost.add(job.number)
+            self._next_deadline_s = min(
+                (job.deadline_s if job.why is None else job.give_up_s for job in self.running.values()),
+                default=NEVER,
+            )
+        return Due(expired, given_up, partials)

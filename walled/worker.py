@@ -1,0 +1,505 @@
+"""The worker: one backend adapter, its slots, its answers into the cache. A synchronous loop.
+
+May live here: receiving jobs, handing them to the backend, sending what comes back. May not: queueing beyond
+the slots, the meaning of a model's words, how jobs end (core/jobs.py), anything of one backend (adapters/).
+
+One turn of the loop: wait for the broker's socket, the supervisor's link or the backend's events; take all
+that came; send all that follows from it. Backends with threads put their events into the Mailbox, which wakes
+the loop only when it sleeps; a backend that answers inside `submit` costs no system call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from walled import config as cfg
+from walled import link as lk
+from walled import payload as pl
+from walled import protocol as wire
+from walled.adapters import registry
+from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job
+from walled.adapters.cache import CacheWriter
+from walled.adapters.process import Link, LinkClosed
+from walled.adapters.sockets import ConnectionEvent, Hub, Port
+from walled.adapters.storing import Stored, Storer
+from walled.adapters.uplink import Mailbox, Uplink
+from walled.core import served
+from walled.core.jobs import Jobs, Partial, Running
+from walled.errors import (
+    BackendError,
+    BackendUnavailable,
+    BadRequest,
+    Cancelled,
+    Draining,
+    InternalError,
+    ModelNotFound,
+    ProtocolError,
+    WalledError,
+)
+
+STATUS_S = 0.4
+REPORT_S = 1.0
+STORE_WAIT_S = 0.050
+"""Longest time a finished answer waits for its commit."""
+STORE_CLOSE_S = 2.0
+RETRY_SEND_S = 0.005
+
+_log = logging.getLogger("walled.worker")
+
+
+class _Held(NamedTuple):
+    """A finished answer that waits for its commit."""
+
+    job: Running
+    answer: bytes
+    phases: wire.Phases
+    since_s: float
+    until_s: float
+
+
+class Worker:
+    """The loop and all it owns. `run` returns the exit status; `close` is always to be called after it."""
+
+    def __init__(self, spawn: lk.Spawn, link: Link) -> None:
+        self._spawn = spawn
+        self._link = link
+        self._config = cfg.from_plain(spawn.config, "configuration handed to the worker")
+        self._place = served.place(self._config, spawn.slot, spawn.backend)
+        self._defaults = served.default_options(self._place.config)
+        self._jobs = Jobs(0)
+        self._models: dict[str, served.Model] = {}
+        self._info: BackendInfo | None = None
+        self._backend: Backend = registry.create(
+            spawn.backend, self._place.config, self._place.slots, cfg.run_dir(self._config)
+        )
+        self._storer: Storer | None = None
+        self._held: dict[int, _Held] = {}
+        self._epoch = os.urandom(8)
+        self._broker_epoch = b""
+        self._heard_s = 0.0
+        self._credit_told = -1
+        self._draining = False
+        self._drain_until_s = 0.0
+        self._exit: int | None = None
+        self._next_beat_s = self._next_status_s = self._next_report_s = 0.0
+        self._counters: dict[str, int] = {}
+        self._hub = Hub()
+        endpoints = cfg.endpoints(cfg.run_dir(self._config))
+        self._reports = self._hub.push(endpoints.delta)
+        self._reports.connect()
+        self._mailbox = Mailbox()
+        self._uplink = Uplink(self._hub, endpoints.worker, [link.fileno(), self._mailbox.fileno()])
+
+    # --- life ---
+
+    def run(self) -> int:
+        self._link.send(lk.Status("loading", self._spawn.backend))
+        if self._config.cache.enabled:
+            self._open_cache()
+        try:
+            info = self._backend.start(self._mailbox.post)
+        except BackendUnavailable as exc:
+            # Unlike a BootError, a second try can succeed.
+            _log.error("backend %s: %s", self._spawn.backend, exc.message)
+            self._link.send(lk.Status("stopping", exc.message))
+            return 1
+        self._serve(info)
+        names = ", ".join(self._models)
+        _log.info("backend %s: %d slots, models: %s", self._spawn.backend, self._jobs.slots, names)
+        while self._exit is None:
+            wait_s = max(0.0, self._wake_at_s() - time.monotonic())
+            ready = self._mailbox.wait(self._uplink.poller, wait_s)
+            self._turn(ready, time.monotonic())
+        return self._exit
+
+    def close(self) -> None:
+        """Stop and join everything: an interpreter that exits under a running llama.cpp stream aborts."""
+        self._backend.close()
+        if self._storer is not None:
+            self._storer.close(STORE_CLOSE_S)
+        self._uplink.close()
+        self._hub.close()
+        self._mailbox.close()
+
+    def _open_cache(self) -> None:
+        cache = self._config.cache
+        try:
+            directory = cfg.cache_dir(self._config)
+            writer = CacheWriter(directory, max_bytes=cache.max_bytes, max_entries=cache.max_entries)
+        except Exception as exc:
+            # Without its cache walled still answers.
+            _log.warning("cache: cannot be opened, nothing will be stored: %s", exc)
+            return
+        self._storer = Storer(writer, self._mailbox.post)
+
+    def _serve(self, info: BackendInfo) -> None:
+        """Take over what the backend serves, now or after a change."""
+        self._info = info
+        self._models = served.models(self._config, self._place, self._defaults, info.models)
+        self._jobs.slots = 0 if self._draining else min(self._place.slots, info.slots)
+        self._put_metas()
+        self._say_ready()
+
+    def _put_metas(self) -> None:
+        if self._storer is not None:
+            self._storer.put_meta(served.metas(self._config, self._place, self._models))
+
+    # --- one turn ---
+
+    def _wake_at_s(self) -> float:
+        at = min(self._jobs.next_due_s(), self._next_beat_s, self._next_status_s)
+        if self._held:
+            at = min(at, next(iter(self._held.values())).until_s)
+        if self._uplink.blocked:
+            at = min(at, time.monotonic() + RETRY_SEND_S)
+        return at
+
+    def _turn(self, ready: set[Port | int], now: float) -> None:
+        port = self._uplink.port
+        if port in ready:
+            for change in self._uplink.changes():
+                self._connection(change, now)
+            if port is self._uplink.port:
+                for parts in port.receive():
+                    self._message(parts, now)
+        if self._link.fileno() in ready:
+            self._orders(now)
+        events = self._mailbox.events
+        # What is posted while these are handled waits for the next turn: a flood must not starve the socket.
+        for _ in range(len(events)):
+            event = events.popleft()
+            self._handlers[type(event)](self, event, now)
+        jobs = self._jobs
+        if now >= jobs.next_due_s():
+            self._time_passed(now)
+        if self._held:
+            self._release(now)
+        if self._draining:
+            self._drained(now)
+        if jobs.credit != self._credit_told:
+            self._say_credit()
+        if now >= self._next_beat_s:
+            self._beat(now)
+        if now >= self._next_status_s:
+            self._status(now)
+        self._uplink.flush()
+
+    def _count(self, name: str, increment: int = 1) -> None:
+        self._counters[name] = self._counters.get(name, 0) + increment
+
+    # --- from the broker ---
+
+    def _message(self, parts: list[bytes], now: float) -> None:
+        self._heard_s = now
+        try:
+            envelope = wire.parse(parts)
+            if envelope.type == wire.REQUEST:
+                self._request(envelope, now)
+            elif envelope.type == wire.HEARTBEAT:
+                self._broker_beat(wire.decode_header(wire.HeartbeatHeader, envelope.header))
+            elif envelope.type == wire.CANCEL:
+                job = self._jobs.find(envelope.request_id)
+                if job is not None:
+                    self._stop(job, Cancelled("cancelled by the caller"), now)
+            elif envelope.type == wire.CONTROL:
+                self._control(envelope, now)
+            elif envelope.type == wire.DISCONNECT:
+                self._broker_lost("the broker does not know this worker")
+            else:
+                raise ProtocolError("not a message for a worker", reason="type")
+        except ProtocolError as exc:
+            self._count(f"protocol_errors_total.{exc.reason}")
+            _log.warning("from the broker: %s", exc.message)
+
+    def _request(self, envelope: wire.Envelope, now: float) -> None:
+        job = None
+        try:
+            header = wire.decode_header(wire.JobHeader, envelope.header)
+            request = pl.unpack_request(envelope.payload)
+            if header.kind != request.kind or header.deterministic != pl.deterministic(request):
+                raise BadRequest("header and payload disagree about `kind` or `deterministic`")
+            model = self._models.get(header.model)
+            if model is None:
+                raise ModelNotFound(f'backend {self._spawn.backend} has no model "{header.model}"')
+            if self._draining:
+                raise Draining("this worker is stopping", retry_after_s=1.0)
+            job = self._jobs.admit(envelope.request_id, header, now)
+            if header.store and self._storer is not None:
+                job.store_key = pl.cache_key(header.namespace, model.meta.fingerprint, envelope.payload)
+                job.limit_asked = request.options.max_tokens is not None
+            if self._defaults is not None:
+                request = served.with_defaults(request, self._defaults)
+            self._backend.submit(Job(job.number, request, header.model, job.deadline_s, header.session))
+        except WalledError as exc:
+            if job is not None:
+                self._jobs.end(job.number)
+            self._fail(envelope.request_id, exc)
+        except Exception:
+            _log.exception("backend %s: submit failed", self._spawn.backend)
+            if job is not None:
+                self._jobs.end(job.number)
+            self._fail(envelope.request_id, InternalError("the backend adapter failed to begin the job"))
+
+    def _control(self, envelope: wire.Envelope, now: float) -> None:
+        if wire.unpack_map(envelope.payload).get("op") != "stream":
+            raise ProtocolError("the only control of a worker is `stream`", reason="control")
+        job = self._jobs.find(envelope.request_id)
+        if job is not None:
+            self._partial(self._jobs.start_streaming(job, now))
+
+    def _broker_beat(self, beat: wire.HeartbeatHeader) -> None:
+        if not self._broker_epoch:
+            self._broker_epoch = beat.epoch
+        elif beat.epoch != self._broker_epoch:
+            self._broker_lost("the broker was restarted")
+
+    # --- the connection ---
+
+    def _connection(self, change: ConnectionEvent, now: float) -> None:
+        if change is ConnectionEvent.DOWN:
+            self._broker_lost("the connection to the broker is gone")
+        elif not self._uplink.up:
+            self._uplink.up = True
+            self._heard_s = now
+            self._say_ready()
+
+    def _broker_lost(self, why: str) -> None:
+        """Cancel everything and begin again as a new peer; nobody waits for the old jobs any more."""
+        self._broker_epoch = b""
+        self._held.clear()
+        for job in self._jobs.abandon_all():
+            self._count("jobs_total.abandoned")
+            if job.why is None:
+                self._backend.cancel(job.number)
+        self._uplink.redial(why)
+
+    def _say_ready(self) -> None:
+        """Before anything else on a new connection, and again when the backend serves something else."""
+        assert self._info is not None
+        self._credit_told = self._jobs.credit
+        ready = wire.ReadyHeader(
+            worker=self._spawn.slot,
+            token=self._spawn.token,
+            pid=os.getpid(),
+            backend=self._spawn.backend,
+            kind=self._place.kind,
+            slots=self._credit_told,
+            models=tuple(model.info for model in self._models.values()),
+            max_loaded_models=self._info.max_loaded_models,
+        )
+        self._uplink.put(wire.READY, b"", ready)
+
+    def _say_credit(self) -> None:
+        self._credit_told = self._jobs.credit
+        self._uplink.put(wire.CREDIT, b"", wire.CreditHeader(self._credit_told))
+
+    def _beat(self, now: float) -> None:
+        broker = self._config.broker
+        self._next_beat_s = now + broker.heartbeat_s
+        if self._uplink.up and now - self._heard_s > broker.worker_liveness_s:
+            self._broker_lost("the broker is silent")
+        self._uplink.put(wire.HEARTBEAT, b"", wire.HeartbeatHeader(self._epoch, len(self._jobs.running)))
+        if now >= self._next_report_s:
+            self._next_report_s = now + REPORT_S
+            self._report()
+
+    def _report(self) -> None:
+        """Tell the monitor what was counted; when it does not listen, the counts wait and add up."""
+        report = {
+            "from": f"worker {self._spawn.slot}",
+            "counters": self._counters,
+            "gauges": {"in_flight": len(self._jobs.running), "slots": self._jobs.credit},
+        }
+        if self._reports.send([wire.pack_map(report)]):
+            self._counters = {}
+        else:
+            self._count("delta_drops_total")
+
+    # --- from the backend ---
+
+    def _delta(self, event: Delta, now: float) -> None:
+        self._partial(self._jobs.delta(event.job_id, event.text, now))
+
+    def _partial(self, partial: Partial | None) -> None:
+        if partial is not None:
+            job, seq, text = partial
+            data = text.encode("utf-8", "replace")
+            self._uplink.put(wire.PARTIAL, job.wire_id, wire.PartialHeader(seq), data)
+
+    def _done(self, event: Done, now: float) -> None:
+        job = self._jobs.end(event.job_id)
+        if job is None:
+            return
+        answer = event.answer
+        try:
+            data = pl.pack_answer(answer)
+            if len(data) > wire.MAX_PAYLOAD_BYTES:
+                raise BackendError(f"an answer of {len(data)} bytes is over the protocol's cap")
+            if job.streaming and job.chars != len(answer.text):
+                raise InternalError("the backend's deltas do not join to its answer")
+        except UnicodeEncodeError:
+            self._fail(job.wire_id, BackendError("the model's answer is not valid Unicode"))
+            return
+        except WalledError as exc:
+            self._fail(job.wire_id, exc)
+            return
+        self._count("tokens_total.completion", answer.usage.completion_tokens)
+        self._count("tokens_total.prompt", answer.usage.prompt_tokens)
+        # A whole answer that came too late for its caller is still worth storing for the next one.
+        storing = bool(job.store_key) and self._store(job, answer, data)
+        if job.why is not None:
+            self._fail(job.wire_id, job.why)
+            return
+        self._partial(self._jobs.flush(job, now))
+        load_ms, prefill_ms, decode_ms = event.timings
+        phases = wire.Phases(
+            load_ms=load_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=decode_ms,
+            first_token_ms=(job.first_s - job.received_s) * 1000 if job.first_s else 0.0,
+        )
+        held = _Held(job, data, phases, now, min(now + STORE_WAIT_S, job.deadline_s))
+        if storing:
+            self._held[job.number] = held
+        else:
+            self._final(held, False, now)
+
+    def _store(self, job: Running, answer: pl.Answer, data: bytes) -> bool:
+        """Whether the answer is on its way into the cache."""
+        model = self._models.get(job.header.model)
+        if model is None or self._storer is None or not served.worth_storing(answer, job.limit_asked):
+            return False
+        record = served.record(job.store_key, job.header.namespace, model.meta, data, time.time())
+        if not self._storer.put(job.number, record):
+            self._count("stores_total.refused")
+            return False
+        return True
+
+    def _stored(self, event: Stored, now: float) -> None:
+        self._count("stores_total.stored" if event.done else "stores_total.failed", len(event.tickets))
+        for ticket in event.tickets:
+            held = self._held.pop(ticket, None)
+            if held is not None:
+                self._final(held, event.done, now)
+
+    def _release(self, now: float) -> None:
+        """Send the answers that have waited long enough for their commit."""
+        for number in [number for number, held in self._held.items() if now >= held.until_s]:
+            self._count("stores_total.late")
+            self._final(self._held.pop(number), False, now)
+
+    def _final(self, held: _Held, stored: bool, now: float) -> None:
+        job, phases = held.job, held.phases
+        if now > held.since_s:
+            phases = wire.Phases(
+                load_ms=phases.load_ms,
+                prefill_ms=phases.prefill_ms,
+                decode_ms=phases.decode_ms,
+                first_token_ms=phases.first_token_ms,
+                store_ms=(now - held.since_s) * 1000,
+            )
+        self._count("jobs_total.done")
+        header = wire.FinalHeader(
+            backend=self._spawn.backend,
+            worker=self._spawn.slot,
+            attempts=job.header.attempt,
+            partials=job.sent,
+            stored=stored,
+            phases=phases,
+        )
+        self._uplink.put(wire.FINAL, job.wire_id, header, held.answer)
+
+    def _failed(self, event: Failed, now: float) -> None:
+        job = self._jobs.end(event.job_id)
+        if job is not None:
+            self._fail(job.wire_id, job.why or event.error)
+
+    def _fail(self, wire_id: bytes, error: WalledError) -> None:
+        self._count(f"jobs_total.{error.code}")
+        self._uplink.put(wire.ERROR, wire_id, wire.error_header(error))
+
+    def _changed(self, event: Changed, now: float) -> None:
+        self._serve(event.info)
+
+    _handlers: dict[type, Callable[[Worker, Any, float], None]] = {
+        Delta: _delta,
+        Done: _done,
+        Failed: _failed,
+        Changed: _changed,
+        Stored: _stored,
+    }
+
+    # --- the passing of time ---
+
+    def _stop(self, job: Running, why: WalledError, now: float) -> None:
+        if self._jobs.stop(job, why, now):
+            self._backend.cancel(job.number)
+
+    def _time_passed(self, now: float) -> None:
+        due = self._jobs.due(now)
+        for partial in due.partials:
+            self._partial(partial)
+        for job in due.expired:
+            self._backend.cancel(job.number)
+        if due.given_up:
+            # The credit first: the broker must not fill a slot that is not free.
+            self._say_credit()
+            for job in due.given_up:
+                self._count("jobs_total.given_up")
+                self._fail(job.wire_id, job.why or InternalError("the backend does not let go of the job"))
+
+    # --- the supervisor ---
+
+    def _status(self, now: float) -> None:
+        self._next_status_s = now + STATUS_S
+        self._link.send(lk.Status("draining" if self._draining else "ready", self._spawn.backend))
+
+    def _orders(self, now: float) -> None:
+        try:
+            messages = self._link.receive()
+        except LinkClosed:
+            self._leave()
+            return
+        for message in messages:
+            if not isinstance(message, lk.Order):
+                continue
+            if message.op == "stop":
+                self._leave()
+            elif message.op == "drain" and not self._draining:
+                self._draining = True
+                self._drain_until_s = now + message.deadline_s
+                self._jobs.slots = 0
+                self._next_status_s = now
+            elif message.op == "reconfigure":
+                self._reconfigure(message.config)
+
+    def _reconfigure(self, plain: dict[str, Any]) -> None:
+        """Cache times, policies and beats change at once; a changed backend section takes a new worker."""
+        self._config = cfg.from_plain(plain, "configuration handed to the worker")
+        self._models = served.renewed(self._config, self._place, self._models)
+        self._put_metas()
+
+    def _drained(self, now: float) -> None:
+        if now >= self._drain_until_s:
+            for job in list(self._jobs.running.values()):
+                self._stop(job, Draining("the daemon stopped before the answer was complete"), now)
+        if self._jobs.idle and not self._held:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Say goodbye and end the loop after this turn."""
+        self._uplink.put(wire.DISCONNECT, b"")
+        self._exit = 0
+
+
+def main(spawn: lk.Spawn, link: Link) -> int:
+    """The role: run until told to stop; the exit status."""
+    worker = Worker(spawn, link)
+    try:
+        return worker.run()
+    finally:
+        worker.close()
