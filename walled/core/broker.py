@@ -1,0 +1,589 @@
+"""The broker's state machine: `handle(event, now) -> [effect]`. Every request ends here, exactly once.
+
+May live here: admission, coalescing, endings. May not: sockets, clocks, the cache, randomness, frames.
+Which job starts next and where is dispatch.py's; what must always hold stands in invariants.py.
+
+The rule that carries promise 1: a request is in `clients` from its arrival until `_end` sends its one ending;
+nothing else removes it (but `_on_client_gone`: nobody is left to tell), and nothing else sends FINAL, ERROR
+or BUSY.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from walled import errors, protocol
+from walled.config import Config
+from walled.core import events as ev
+from walled.core.dispatch import Dispatcher
+from walled.core.fleet import Worker
+from walled.core.flights import MAX_REPLAY_BYTES, Job, Waiter
+from walled.core.lanes import Lane
+from walled.core.policy import Plan, plan
+from walled.core.record import ModelMeta
+from walled.core.timers import Deadlines
+from walled.payload import cache_key
+from walled.protocol import FinalHeader, JobHeader, Phases
+
+RANKS = {name: rank for rank, name in enumerate(protocol.PRIORITIES)}
+CLIENT_BEAT_S = 1.0
+HISTORY = 256
+MAX_ATTEMPTS = 2
+"""A request whose worker died is run again once, if nothing of its answer was shown."""
+
+
+class Broker:
+    """All of the broker that can be decided without touching the world."""
+
+    def __init__(self, config: Config, epoch: bytes) -> None:
+        self.config = config
+        self.epoch = epoch
+        self.dispatcher = Dispatcher(config)
+        self.clients: dict[bytes, dict[bytes, Waiter]] = {}
+        self.flights: dict[bytes, Job] = {}
+        """Shareable jobs by cache key."""
+        self.limbo: dict[Waiter, ev.ClientRequest] = {}
+        """Requests for a model that a backend which has not reported yet may serve."""
+        self.deadlines: Deadlines[Waiter] = Deadlines()
+        self.draining = False
+        self.counters: Counter[str] = Counter()
+        self.history: deque[tuple[Any, ...]] = deque(maxlen=HISTORY)
+        self._expected = set(config.enabled_backends())
+        self._next_job = 0
+        self._effects: list[ev.Effect] = []
+        self._last_tick_s: float | None = None
+        self._worker_beat_s = 0.0
+        self._client_beat_s = 0.0
+        self._table: dict[type, Callable[[Any, float], None]] = {
+            ev.ClientRequest: self._on_request,
+            ev.ClientCancel: self._on_cancel,
+            ev.ClientGone: self._on_client_gone,
+            ev.WorkerReady: self._on_ready,
+            ev.WorkerPartial: self._on_partial,
+            ev.WorkerFinal: self._on_final,
+            ev.WorkerError: self._on_error,
+            ev.WorkerCredit: self._on_credit,
+            ev.WorkerBeat: self._on_beat,
+            ev.WorkerGone: self._on_worker_gone,
+            ev.DrainWorker: self._on_drain_worker,
+            ev.Drain: self._on_drain,
+            ev.Abort: self._on_abort,
+            ev.Tick: self._on_tick,
+        }
+
+    # --- in and out --------------------------------------------------------------------------------
+
+    def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
+        """Apply one event at monotonic time `now` (seconds); returns what is to be done, in order."""
+        self.history.append((now, type(event), event[0], event[1]))
+        effects: list[ev.Effect] = []
+        self._effects = effects
+        self._table[type(event)](event, now)
+        return effects
+
+    def prepare(
+        self, header: protocol.RequestHeader, payload: bytes, meta: ModelMeta | None = None
+    ) -> tuple[bytes | None, Plan]:
+        """(cache key, plan) of a request; the key is None when the plan needs none.
+
+        `meta` is what the cache remembers of a model no worker serves at present.
+        """
+        meta = self.dispatcher.metas.get(header.model) or meta
+        chosen = plan(header.cache, header.deterministic, meta)
+        if meta is None or not (chosen.read or chosen.coalesce):
+            return None, chosen
+        return cache_key(header.namespace, meta.fingerprint, payload), chosen
+
+    def next_timer_s(self) -> float | None:
+        """When a Tick is next due for a deadline; None when nothing waits."""
+        return self.deadlines.next_s()
+
+    def reconfigure(self, config: Config) -> None:
+        """Take over limits and policies; queues and running jobs stay."""
+        self.config = config
+        self.dispatcher.config = config
+        self._expected = set(config.enabled_backends())
+        for worker in self.dispatcher.fleet.workers.values():
+            self.dispatcher.learn_models(worker)
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def _on_request(self, event: ev.ClientRequest, now: float) -> None:
+        header = event.header
+        self.counters["requests"] += 1
+        table = self.clients.get(event.client)
+        if table is not None and event.request_id in table:
+            self.counters["duplicates"] += 1
+            return
+        deadline_s = now + min(header.deadline_ms / 1000.0, self.config.broker.max_deadline_s)
+        waiter = Waiter(event.client, event.request_id, header, now, deadline_s)
+        if table is None:
+            self.clients[event.client] = {event.request_id: waiter}
+        else:
+            table[event.request_id] = waiter
+        self.deadlines.add(waiter, deadline_s)
+        if event.cached is not None:
+            total_ms = 0.0
+            final = FinalHeader(source="cache", age_s=event.cached_age_s, phases=Phases(total_ms=total_ms))
+            self._end(waiter, protocol.FINAL, final, event.cached.answer, "cache")
+        elif self.draining:
+            self._refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
+        else:
+            self._admit(waiter, event, now)
+
+    def _admit(self, waiter: Waiter, event: ev.ClientRequest, now: float) -> None:
+        header = waiter.header
+        dispatcher = self.dispatcher
+        model = dispatcher.aliases.get(header.model, header.model)
+        lane = dispatcher.lanes.get(model)
+        if lane is None:
+            self._unknown_model(waiter, event)
+            return
+        key, chosen = event.key, event.plan
+        if chosen is None or (key is None and chosen.coalesce):
+            key, chosen = self.prepare(header, event.payload)
+        if chosen.only:
+            self._fail(waiter, errors.NotCached(f"no fresh answer of {model} is stored for this request"))
+            return
+        if key is not None and chosen.coalesce:
+            job = self.flights.get(key)
+            if job is not None:
+                self._join(job, waiter, now)
+                return
+        rank = 2 if header.background else RANKS[header.priority]
+        refusal = self._refusal(lane, rank, len(event.payload), waiter, now)
+        if refusal is not None:
+            self._refuse(waiter, refusal)
+            return
+        self._next_job += 1
+        job = Job(self._next_job.to_bytes(8, "big"), waiter.client, model, event.payload, rank)
+        job.waiters.append(waiter)
+        waiter.job = job
+        job.store = chosen.store
+        if key is not None and chosen.coalesce:
+            job.key = key
+            self.flights[key] = job
+        worker = dispatcher.at_once(model, header.session, now)
+        if worker is not None:
+            self._start(job, worker, now)
+            return
+        dispatcher.put(job, now)
+        if header.accept:
+            self._accepted(waiter, lane, rank)
+        self._dispatch(now)
+
+    def _unknown_model(self, waiter: Waiter, event: ev.ClientRequest) -> None:
+        if self._expected - {worker.backend for worker in self.dispatcher.fleet.workers.values()}:
+            if len(self.limbo) < self.config.broker.queue_max_requests:
+                self.limbo[waiter] = event
+            else:
+                self._refuse(waiter, errors.Unavailable("the workers are starting", retry_after_s=1.0))
+            return
+        known = ", ".join(sorted(self.dispatcher.lanes)) or "none"
+        self._fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model}; known: {known}"))
+
+    def _refusal(
+        self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float
+    ) -> errors.WalledError | None:
+        """Why a request cannot be taken; None when it can."""
+        limits = self.config.broker
+        dispatcher = self.dispatcher
+        full = ""
+        if dispatcher.queued >= limits.queue_max_requests:
+            full = f"the queue is full ({dispatcher.queued} requests)"
+        elif dispatcher.queued_bytes + size > limits.queue_max_bytes:
+            full = f"the queue is full ({dispatcher.queued_bytes} bytes)"
+        elif lane.count:
+            # An empty lane is always tried: an estimate that refused everything could never learn better.
+            eta_s = dispatcher.eta_s(lane, lane.ahead_of(rank))
+            if now + eta_s + lane.service_s > waiter.deadline_s:
+                full = f"the answer would start in {eta_s:.1f} s, too late for its deadline"
+        return errors.Overloaded(full, retry_after_s=dispatcher.retry_after_s(lane)) if full else None
+
+    def _accepted(self, waiter: Waiter, lane: Lane, rank: int) -> None:
+        ahead = max(0, lane.ahead_of(rank) - 1)
+        eta_s = round(self.dispatcher.eta_s(lane, ahead), 3)
+        header = protocol.AcceptedHeader(position=ahead, eta_s=eta_s)
+        self._effects.append(ev.ToClient(waiter.client, protocol.ACCEPTED, waiter.request_id, header))
+
+    def _join(self, job: Job, waiter: Waiter, now: float) -> None:
+        """Another caller of an identical question: share the generation, whatever its state."""
+        self.counters["coalesced"] += 1
+        last_s = max((other.deadline_s for other in job.waiters), default=0.0)
+        job.waiters.append(waiter)
+        waiter.job = job
+        if job.queued:
+            lane = self.dispatcher.lanes[job.lane]
+            lane.promote(job, RANKS[waiter.header.priority], now)
+            if waiter.header.accept:
+                self._accepted(waiter, lane, job.rank)
+            return
+        assert job.worker is not None
+        if waiter.deadline_s > last_s:
+            left_ms = max(1, int((waiter.deadline_s - now) * 1000))
+            self._order(job, {"op": "deadline", "deadline_ms": left_ms})
+        if waiter.header.stream:
+            if not job.streaming:
+                job.streaming = True
+                self._order(job, {"op": "stream"})
+            elif job.replayable:
+                for header, text in job.emitted:
+                    self._effects.append(
+                        ev.ToClient(waiter.client, protocol.PARTIAL, waiter.request_id, header, text)
+                    )
+                waiter.streamed = bool(job.emitted)
+            else:
+                waiter.takes_text = False
+
+    def _order(self, job: Job, order: dict[str, Any]) -> None:
+        assert job.worker is not None
+        self._effects.append(
+            ev.ToWorker(job.worker.identity, protocol.CONTROL, job.job_id, None, protocol.pack_map(order))
+        )
+
+    def _on_cancel(self, event: ev.ClientCancel, now: float) -> None:
+        waiter = self.clients.get(event.client, {}).get(event.request_id)
+        if waiter is None:
+            return  # it has ended: its ending is on the way
+        self._leave(waiter)
+        self._fail(waiter, errors.Cancelled("cancelled by the caller"))
+        self._dispatch(now)
+
+    def _on_client_gone(self, event: ev.ClientGone, now: float) -> None:
+        """Nobody can be told any more: end its requests without a message."""
+        for waiter in list(self.clients.get(event.client, {}).values()):
+            self._leave(waiter)
+            self._forget(waiter)
+            self.counters[f"ended.client_{event.reason}"] += 1
+        self._dispatch(now)
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Take a caller off its job; a job nobody waits for is dropped, or cancelled at its worker."""
+        self.limbo.pop(waiter, None)
+        job = waiter.job
+        if job is None:
+            return
+        job.waiters.remove(waiter)
+        waiter.job = None
+        if job.waiters:
+            return
+        self._unshare(job)
+        if job.queued:
+            self.dispatcher.drop(job)
+        elif job.worker is not None:
+            self._effects.append(ev.ToWorker(job.worker.identity, protocol.CANCEL, job.job_id))
+
+    # --- endings -----------------------------------------------------------------------------------
+
+    def _end(self, waiter: Waiter, kind: bytes, header: Any, payload: bytes, outcome: str) -> None:
+        """The one place where a request ends."""
+        self._forget(waiter)
+        self.counters[f"ended.{outcome}"] += 1
+        self._effects.append(ev.ToClient(waiter.client, kind, waiter.request_id, header, payload))
+
+    def _forget(self, waiter: Waiter) -> None:
+        table = self.clients[waiter.client]
+        del table[waiter.request_id]
+        if not table:
+            del self.clients[waiter.client]
+        self.deadlines.discard(waiter, waiter.deadline_s)
+
+    def _fail(self, waiter: Waiter, error: errors.WalledError) -> None:
+        self._end(waiter, protocol.ERROR, protocol.error_header(error), b"", error.code)
+
+    def _refuse(self, waiter: Waiter, error: errors.WalledError) -> None:
+        self._end(waiter, protocol.BUSY, protocol.error_header(error), b"", f"refused_{error.code}")
+
+    def _unshare(self, job: Job) -> None:
+        if job.key is not None and self.flights.get(job.key) is job:
+            del self.flights[job.key]
+
+    # --- dispatch ------------------------------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> None:
+        """Start what can be started, while workers have room."""
+        while (job := self.dispatcher.take(now)) is not None:
+            for waiter in [waiter for waiter in job.waiters if waiter.deadline_s <= now]:
+                self._expire(waiter)
+            if not job.waiters:
+                continue
+            worker = self.dispatcher.fleet.choose(job.lane, job.waiters[0].header.session)
+            assert worker is not None  # take() saw room
+            self._start(job, worker, now)
+
+    def _start(self, job: Job, worker: Worker, now: float) -> None:
+        waiters = job.waiters
+        header = waiters[0].header
+        deadline_s = waiters[0].deadline_s
+        stream = header.stream
+        if len(waiters) > 1:
+            deadline_s = max(waiter.deadline_s for waiter in waiters)
+            stream = any(waiter.header.stream for waiter in waiters)
+        job.streaming = stream
+        self.dispatcher.started(job, worker, now)
+        self._effects.append(
+            ev.ToWorker(
+                worker.identity,
+                protocol.REQUEST,
+                job.job_id,
+                JobHeader(
+                    model=job.lane,
+                    deadline_ms=max(1, int((deadline_s - now) * 1000)),
+                    kind=header.kind,
+                    stream=stream,
+                    deterministic=header.deterministic,
+                    store=job.store,
+                    namespace=header.namespace,
+                    session=header.session,
+                    trace=waiters[0].request_id.hex(),
+                    attempt=job.attempt,
+                ),
+                job.payload,
+            )
+        )
+
+    # --- workers -----------------------------------------------------------------------------------
+
+    def _on_ready(self, event: ev.WorkerReady, now: float) -> None:
+        if self.dispatcher.add_worker(event.worker, event.header, now):
+            self.counters["workers_ready"] += 1
+        for waiter, request in list(self.limbo.items()):
+            del self.limbo[waiter]
+            self._admit(waiter, request, now)
+        self._dispatch(now)
+
+    def _on_partial(self, event: ev.WorkerPartial, now: float) -> None:
+        worker, job = self._job_of(event.worker, event.request_id, now)
+        if worker is None or job is None:
+            return
+        if job.key is not None and job.replayable:
+            job.emitted_bytes += len(event.payload) + len(event.header)
+            if job.emitted_bytes > MAX_REPLAY_BYTES:
+                job.replayable = False
+                job.emitted.clear()
+            else:
+                job.emitted.append((event.header, event.payload))
+        for waiter in job.waiters:
+            if waiter.takes_text:
+                waiter.streamed = True
+                self._effects.append(
+                    ev.ToClient(
+                        waiter.client, protocol.PARTIAL, waiter.request_id, event.header, event.payload
+                    )
+                )
+
+    def _job_of(self, identity: bytes, job_id: bytes, now: float) -> tuple[Worker | None, Job | None]:
+        worker = self.dispatcher.fleet.workers.get(identity)
+        if worker is None:
+            self._stranger(identity)
+            return None, None
+        worker.heard_s = now
+        job = worker.jobs.get(job_id)
+        if job is None:
+            self.counters["late_results"] += 1
+        return worker, job
+
+    def _stranger(self, identity: bytes) -> None:
+        """A worker that is not (any more) in the table: it must introduce itself again."""
+        self.counters["stranger_messages"] += 1
+        self._effects.append(ev.ToWorker(identity, protocol.DISCONNECT, b""))
+
+    def _on_final(self, event: ev.WorkerFinal, now: float) -> None:
+        worker, job = self._job_of(event.worker, event.request_id, now)
+        if worker is None or job is None:
+            return
+        self._free(worker, job)
+        worker.served += 1
+        self.dispatcher.lanes[job.lane].observe(now - job.dispatched_s)
+        theirs, phases = event.header, event.header.phases
+        source = theirs.source
+        for waiter in job.waiters:
+            final = FinalHeader(
+                source=source,
+                degraded=theirs.degraded,
+                backend=worker.backend,
+                worker=worker.slot,
+                attempts=job.attempt,
+                partials=theirs.partials,
+                stored=theirs.stored,
+                phases=Phases(
+                    queue_ms=max(0.0, (job.dispatched_s - waiter.arrived_s) * 1000.0),
+                    load_ms=phases.load_ms,
+                    prefill_ms=phases.prefill_ms,
+                    decode_ms=phases.decode_ms,
+                    first_token_ms=phases.first_token_ms,
+                    store_ms=phases.store_ms,
+                    total_ms=(now - waiter.arrived_s) * 1000.0,
+                ),
+            )
+            self._end(waiter, protocol.FINAL, final, event.payload, source)
+            source = "coalesced"
+        self._done_with(worker, now)
+
+    def _on_error(self, event: ev.WorkerError, now: float) -> None:
+        worker, job = self._job_of(event.worker, event.request_id, now)
+        if worker is None or job is None:
+            return
+        self._free(worker, job)
+        if event.header.code == errors.Cancelled.code:
+            # Nobody waits: our own CANCEL worked. Somebody does: the worker gave the job up (it is stopping).
+            self._lost(job, now)
+        else:
+            for waiter in list(job.waiters):
+                self._end(waiter, protocol.ERROR, event.header, b"", event.header.code)
+        self._done_with(worker, now)
+
+    def _free(self, worker: Worker, job: Job) -> None:
+        del worker.jobs[job.job_id]
+        job.worker = None
+        self._unshare(job)
+
+    def _done_with(self, worker: Worker, now: float) -> None:
+        if worker.draining:
+            self._tell_drained(worker)
+        if self.dispatcher.waiting:
+            self._dispatch(now)
+
+    def _tell_drained(self, worker: Worker) -> None:
+        if not worker.jobs and not worker.drained_told:
+            worker.drained_told = True
+            self._effects.append(ev.WorkerDrained(worker.slot))
+
+    def _lost(self, job: Job, now: float) -> None:
+        """Its worker is gone. Callers who saw text are told; the others get a second run, once."""
+        again = job.attempt < MAX_ATTEMPTS
+        for waiter in list(job.waiters):
+            if waiter.streamed or not again:
+                job.waiters.remove(waiter)
+                waiter.job = None
+                self._fail(waiter, errors.WorkerLost("the worker died while it answered", retry_after_s=0.5))
+        if not job.waiters:
+            return
+        self.counters["requeued"] += 1
+        job.attempt += 1
+        job.worker = None
+        job.streaming = False
+        job.emitted.clear()
+        job.emitted_bytes = 0
+        job.replayable = True
+        for waiter in job.waiters:
+            waiter.takes_text = waiter.header.stream
+        if job.key is not None:
+            # Whoever asks meanwhile joins this run, unless another identical one took the place.
+            self.flights.setdefault(job.key, job)
+        self.dispatcher.put(job, now, front=True)
+
+    def _on_credit(self, event: ev.WorkerCredit, now: float) -> None:
+        worker = self.dispatcher.fleet.workers.get(event.worker)
+        if worker is None:
+            self._stranger(event.worker)
+            return
+        worker.heard_s = now
+        worker.slots = event.slots
+        worker.shrunk = len(worker.jobs) > event.slots
+        self._dispatch(now)
+
+    def _on_beat(self, event: ev.WorkerBeat, now: float) -> None:
+        worker = self.dispatcher.fleet.workers.get(event.worker)
+        if worker is None:
+            self._stranger(event.worker)
+        else:
+            worker.heard_s = now
+
+    def _on_worker_gone(self, event: ev.WorkerGone, now: float) -> None:
+        worker = self.dispatcher.remove_worker(event.worker, now)
+        if worker is None:
+            return
+        self.counters[f"workers_lost.{event.reason}"] += 1
+        for job in list(worker.jobs.values()):
+            self._free(worker, job)
+            self._lost(job, now)
+        self._dispatch(now)
+
+    def _on_drain_worker(self, event: ev.DrainWorker, now: float) -> None:
+        for worker in self.dispatcher.fleet.of_slot(event.worker):
+            worker.draining = True
+            self._tell_drained(worker)
+
+    # --- the daemon's life ---------------------------------------------------------------------------
+
+    def _on_drain(self, event: ev.Drain, now: float) -> None:
+        self.draining = True
+        for waiter in list(self.limbo):
+            del self.limbo[waiter]
+            self._refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
+
+    def _on_abort(self, event: ev.Abort, now: float) -> None:
+        self.draining = True
+        for table in list(self.clients.values()):
+            for waiter in list(table.values()):
+                self._leave(waiter)
+                self._fail(waiter, event.error)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody waits for anything."""
+        return not self.clients
+
+    def _expire(self, waiter: Waiter) -> None:
+        self._leave(waiter)
+        self._fail(
+            waiter,
+            errors.DeadlineExceeded(
+                f"no answer within {waiter.deadline_s - waiter.arrived_s:.3f} s", retry_after_s=1.0
+            ),
+        )
+
+    def _on_tick(self, event: ev.Tick, now: float) -> None:
+        for waiter in self.deadlines.due(now):
+            self._expire(waiter)
+        self.dispatcher.age(now)
+        self._tick_workers(now)
+        self._tick_unserved(now)
+        self._dispatch(now)
+        if now - self._client_beat_s >= CLIENT_BEAT_S:
+            # Finds callers that have gone (the send fails) and shows the others that the broker lives.
+            self._client_beat_s = now
+            beat = protocol.HeartbeatHeader(epoch=self.epoch)
+            self._effects += [ev.ToClient(client, protocol.HEARTBEAT, b"", beat) for client in self.clients]
+
+    def _tick_workers(self, now: float) -> None:
+        broker = self.config.broker
+        last, self._last_tick_s = self._last_tick_s, now
+        if last is not None and now - last > broker.worker_liveness_s / 2:
+            # We were stopped ourselves: what the workers sent meanwhile is still in the sockets.
+            for worker in self.dispatcher.fleet.workers.values():
+                worker.heard_s = now
+        if now - self._worker_beat_s < broker.heartbeat_s:
+            return
+        self._worker_beat_s = now
+        for worker in list(self.dispatcher.fleet.workers.values()):
+            if now - worker.heard_s > broker.worker_liveness_s:
+                self._on_worker_gone(ev.WorkerGone(worker.identity, reason="silent"), now)
+        beat = protocol.HeartbeatHeader(epoch=self.epoch)
+        self._effects += [
+            ev.ToWorker(identity, protocol.HEARTBEAT, b"", beat) for identity in self.dispatcher.fleet.workers
+        ]
+
+    def _tick_unserved(self, now: float) -> None:
+        """Give up waiting for workers that do not come back in time."""
+        limit_s = self.config.broker.start_wait_s
+        for waiter in [waiter for waiter in self.limbo if now - waiter.arrived_s >= limit_s]:
+            del self.limbo[waiter]
+            self._refuse(
+                waiter,
+                errors.Unavailable("no worker has started yet; see the daemon's log", retry_after_s=2.0),
+            )
+        waiting = self.dispatcher.waiting
+        for model, since in self.dispatcher.down_since.items():
+            if now - since < limit_s or model not in waiting:
+                continue
+            for job in list(waiting[model].waiting()):
+                for waiter in [w for w in job.waiters if now - w.arrived_s >= limit_s]:
+                    self._leave(waiter)
+                    self._refuse(
+                        waiter,
+                        errors.Unavailable(f"no worker serves {model} at present", retry_after_s=2.0),
+                    )

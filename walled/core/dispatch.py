@@ -1,0 +1,185 @@
+"""Which job starts next and where: the lanes of all models, the fleet, and whose model may be loaded.
+
+May live here: queueing, the choice of the next (job, worker), waiting estimates, what models there are.
+May not: callers, deadlines, endings (broker.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from walled.config import Config
+from walled.core.fleet import Fleet, Worker
+from walled.core.flights import Job
+from walled.core.lanes import Lane
+from walled.core.policy import aliases, meta_of
+from walled.core.record import ModelMeta
+from walled.core.residence import Residence
+from walled.protocol import ReadyHeader
+
+
+class Dispatcher:
+    """Everything between "a job exists" and "a worker has it"."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.fleet = Fleet()
+        self.lanes: dict[str, Lane] = {}
+        self.waiting: dict[str, Lane] = {}
+        """The lanes that are not empty."""
+        self.residences: dict[str, Residence] = {}
+        self.metas: dict[str, ModelMeta] = {}
+        """By model name and by alias."""
+        self.aliases: dict[str, str] = {}
+        self.queued = 0
+        self.queued_bytes = 0
+        self.down_since: dict[str, float] = {}
+        """Models no connected worker serves any more, and since when."""
+
+    # --- workers and their models --------------------------------------------------------------------
+
+    def add_worker(self, identity: bytes, header: ReadyHeader, now: float) -> bool:
+        """A worker introduced itself, or tells of changed models or slots; True when it is new."""
+        worker = self.fleet.workers.get(identity)
+        new = worker is None
+        if worker is None:
+            worker = Worker(identity, header, now)
+        else:
+            worker.slots = header.slots
+            worker.models = {model.name: model for model in header.models}
+            worker.heard_s = now
+        self.fleet.add(worker)
+        residence = self.residences.setdefault(worker.backend, Residence(header.max_loaded_models))
+        residence.limit = header.max_loaded_models
+        self.learn_models(worker)
+        for name in worker.models:
+            self.down_since.pop(name, None)
+        return new
+
+    def learn_models(self, worker: Worker) -> None:
+        """Names, aliases and cache rules of what a worker serves."""
+        for name, info in worker.models.items():
+            self.metas[name] = meta_of(self.config, worker.backend, worker.kind, info)
+            if name not in self.lanes:
+                self.lanes[name] = Lane(name)
+        for alias, name in aliases(self.config, worker.backend, list(worker.models)).items():
+            self.aliases[alias] = name
+            self.metas[alias] = self.metas[name]
+
+    def remove_worker(self, identity: bytes, now: float) -> Worker | None:
+        worker = self.fleet.remove(identity)
+        if worker is not None:
+            for name in worker.models:
+                if not self.fleet.by_model.get(name):
+                    self.down_since.setdefault(name, now)
+        return worker
+
+    # --- the queue -------------------------------------------------------------------------------------
+
+    def put(self, job: Job, now: float, *, front: bool = False) -> None:
+        """Let a job wait; `front` for one whose worker died."""
+        lane = self.lanes[job.lane]
+        if front:
+            lane.push_front(job, now)
+        else:
+            lane.push(job, now)
+        self.waiting[lane.model] = lane
+        self.queued += 1
+        self.queued_bytes += job.payload_bytes
+
+    def drop(self, job: Job) -> None:
+        """A waiting job has no caller left."""
+        lane = self.lanes[job.lane]
+        lane.drop(job)
+        self._taken(job, lane)
+        job.payload = b""
+
+    def _taken(self, job: Job, lane: Lane) -> None:
+        self.queued -= 1
+        self.queued_bytes -= job.payload_bytes
+        if not lane.count:
+            self.waiting.pop(lane.model, None)
+            for residence in self.residences.values():
+                residence.forget_switch(lane.model)
+
+    def age(self, now: float) -> None:
+        """Let time pass: better classes for who waits long, a change of model where one is due."""
+        limits = self.config.broker
+        for lane in self.waiting.values():
+            lane.age(now, limits.age_step_s)
+        for backend, residence in self.residences.items():
+            if not residence.limit:
+                continue
+            oldest = [
+                (lane.model, head[1])
+                for lane in self.waiting.values()
+                if self.metas[lane.model].backend == backend and (head := lane.head()) is not None
+            ]
+            residence.consider_switch(
+                oldest, now, max_wait_s=limits.max_wait_s, min_residence_s=limits.min_residence_s
+            )
+
+    # --- what starts -----------------------------------------------------------------------------------
+
+    def at_once(self, model: str, session: str, now: float) -> Worker | None:
+        """A worker for a new job when nobody waits and one is free: the common case, without a queue."""
+        if self.waiting or not self._may_start(model, now):
+            return None
+        return self.fleet.choose(model, session)
+
+    def take(self, now: float) -> Job | None:
+        """Take the next job that can start now from its lane: most urgent class, then longest wait."""
+        best: Lane | None = None
+        best_head = (99, 0.0)
+        for lane in self.waiting.values():
+            head = lane.head() if len(self.waiting) > 1 else (0, 0.0)
+            if head is None or (best is not None and head >= best_head):
+                continue
+            if self.fleet.choose(lane.model) is not None and self._may_start(lane.model, now):
+                best, best_head = lane, head
+        job = best.pop() if best is not None else None
+        if best is not None and job is not None:
+            self._taken(job, best)
+        return job
+
+    def started(self, job: Job, worker: Worker, now: float) -> None:
+        """The job was given to the worker."""
+        job.worker = worker
+        job.dispatched_s = now
+        residence = self.residences[worker.backend]
+        if residence.limit:
+            running = self._running(worker.backend)
+            residence.started(job.lane, now, running, self.config.broker.min_residence_s)
+        worker.jobs[job.job_id] = job
+
+    def _may_start(self, model: str, now: float) -> bool:
+        backend = self.metas[model].backend
+        residence = self.residences.get(backend)
+        if residence is None or not residence.limit:
+            return True
+        return residence.may_start(
+            model, now, running=self._running(backend), min_residence_s=self.config.broker.min_residence_s
+        )
+
+    def _running(self, backend: str) -> Callable[[str], int]:
+        def running(model: str) -> int:
+            return sum(
+                job.lane == model
+                for worker in self.fleet.workers.values()
+                if worker.backend == backend
+                for job in worker.jobs.values()
+            )
+
+        return running
+
+    # --- estimates -------------------------------------------------------------------------------------
+
+    def eta_s(self, lane: Lane, ahead: int) -> float:
+        """Expected seconds until a request with `ahead` others before it starts (0: not known)."""
+        slots = self.fleet.slots_for(lane.model)
+        return (ahead + 1) * lane.service_s / slots if slots else 0.0
+
+    def retry_after_s(self, lane: Lane) -> float:
+        """When trying again is sensible: half the time the present queue takes, between 0.1 and 30 s."""
+        slots = self.fleet.slots_for(lane.model) or 1
+        return min(30.0, max(0.1, lane.count * (lane.service_s or 0.1) / slots / 2))

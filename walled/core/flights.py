@@ -1,0 +1,67 @@
+"""Generations on their way and the callers who wait for them.
+
+May live here: Job (one generation), Waiter (one caller of it), what each of them knows. May not: decisions.
+A job with several waiters is a coalesced one: identical questions, one generation.
+"""
+
+from __future__ import annotations
+
+from walled.core.fleet import Worker
+from walled.protocol import RequestHeader
+
+MAX_REPLAY_BYTES = 1024 * 1024
+"""Streamed text kept for late joiners; past this a late joiner gets the whole answer at the end."""
+
+
+class Waiter:
+    """One caller's request. It ends exactly once, when it leaves the broker's `waiters` table."""
+
+    __slots__ = ("arrived_s", "client", "deadline_s", "header", "job", "request_id", "streamed", "takes_text")
+
+    def __init__(
+        self, client: bytes, request_id: bytes, header: RequestHeader, arrived_s: float, deadline_s: float
+    ) -> None:
+        self.client = client
+        self.request_id = request_id
+        self.header = header
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.job: Job | None = None
+        self.streamed = False
+        """Some text of the answer was sent to this caller."""
+        self.takes_text = header.stream
+        """Gets PARTIALs; a late joiner of a stream too long to replay gets only the whole answer."""
+
+
+class Job:
+    """One generation: waiting in a lane, running at a worker, or abandoned there."""
+
+    __slots__ = (
+        "attempt", "client", "dispatched_s", "emitted", "emitted_bytes", "entered_s", "job_id", "key", "lane",
+        "payload", "payload_bytes", "queued", "rank", "replayable", "store", "streaming", "waiters", "worker",
+    )  # fmt: skip
+
+    def __init__(self, job_id: bytes, client: bytes, lane: str, payload: bytes, rank: int) -> None:
+        self.job_id = job_id
+        self.client = client
+        """Whose turn it takes: the first caller's."""
+        self.lane = lane
+        """The model, by its configured name."""
+        self.payload = payload
+        self.payload_bytes = len(payload)
+        self.rank = rank
+        self.key: bytes | None = None
+        """Cache key by which identical requests find this job; None when it may not be shared."""
+        self.store = False
+        self.waiters: list[Waiter] = []
+        self.worker: Worker | None = None
+        self.queued = False
+        self.entered_s = 0.0
+        self.dispatched_s = 0.0
+        self.attempt = 1
+        self.streaming = False
+        """The worker was told to send PARTIALs."""
+        self.emitted: list[tuple[bytes, bytes]] = []
+        """(header, text) of the PARTIALs so far, for late joiners."""
+        self.emitted_bytes = 0
+        self.replayable = True
