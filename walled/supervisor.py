@@ -1,0 +1,322 @@
+"""The supervisor process: one loop over signals, child links, child sentinels and timers.
+
+May live here: reading those, feeding core/supervision.py, carrying out its effects. May not: ZeroMQ, LMDB, a
+model, anything that blocks. Signals only queue a byte; the loop acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import walled
+from walled import config as configuration
+from walled import link as wire
+from walled.adapters import detect, logs, process
+from walled.adapters.notify import Notifier
+from walled.adapters.runlock import Manifest, RunLock
+from walled.config import Config
+from walled.core import posts, staffing
+from walled.core.supervision import Supervision
+from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError, ProtocolError
+
+log = logging.getLogger(__name__)
+
+Vet = Callable[[Config], None]
+"""Looks at the cache before anybody opens it; see walled/__main__.py."""
+
+
+def run(
+    config_path: Path | None,
+    config: Config,
+    *,
+    vet: Vet | None = None,
+    child_command: Sequence[str] = process.CHILD_COMMAND,
+) -> int:
+    """Be the daemon until it ends; returns the exit status. Raises BootError when it cannot begin."""
+    process.forbid_core_dumps()
+    process.set_title("walled: supervisor")
+    logs.set_up("supervisor", config.daemon.log_level, config.daemon.log_format)
+    lock = RunLock.take(configuration.run_dir(config))
+    try:
+        config = detect.resolve(config)
+        detect.require_engines(config)
+        addresses = configuration.endpoints(lock.directory)
+        lock.write_manifest(
+            Manifest(walled.__version__, os.getpid(), str(configuration.cache_dir(config)), addresses)
+        )
+        supervisor = Supervisor(config_path, config, lock.directory, child_command)
+        try:
+            return supervisor.run(vet)
+        finally:
+            supervisor.close()
+            lock.remove_sockets(addresses)
+    finally:
+        lock.release()
+
+
+class Supervisor:
+    """The thin shell around the state machine."""
+
+    def __init__(
+        self, config_path: Path | None, config: Config, directory: Path, child_command: Sequence[str]
+    ) -> None:
+        self._config_path = config_path
+        self._config = config
+        self._directory = directory
+        self._command = child_command
+        self._token = os.urandom(16)
+        self._notifier = Notifier(os.environ)
+        self._children: dict[int, process.Child] = {}
+        self._unborn: list[posts.Start] = []
+        """Children that were started and still wait for their Spawn."""
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._wakeup_end = socket.socketpair()
+        self._selector.register(self._wakeup, selectors.EVENT_READ, ("signal", 0))
+        self._core = Supervision(
+            staffing.specs(config), staffing.settings(config), os.getpid(), time.monotonic()
+        )
+        self._over: posts.Over | None = None
+        self._holding = False
+
+    def run(self, vet: Vet | None) -> int:
+        """Start everybody, keep everybody alive, return the exit status of the daemon."""
+        self._catch_signals()
+        # The children import their modules while the cache is looked at; none opens it before its Spawn.
+        self._holding = True
+        self._carry_out(self._core.begin(time.monotonic()))
+        if vet is not None:
+            vet(self._config)
+        self._holding = False
+        for start in self._unborn:
+            self._tell_spawn(start)
+        self._unborn.clear()
+        watchdog_due_s = time.monotonic()
+        while self._over is None:
+            now_s = time.monotonic()
+            if self._notifier.watchdog_s and now_s >= watchdog_due_s:
+                self._notifier.watchdog()
+                watchdog_due_s = now_s + self._notifier.watchdog_s
+            due_s = self._core.next_due_s(now_s)
+            if self._notifier.watchdog_s:
+                due_s = min(due_s, watchdog_due_s)
+            self._read(self._selector.select(max(0.0, due_s - now_s)))
+            self._handle(posts.Tick())
+        if self._over.exit_code:
+            log.error("ends: %s", self._over.reason)
+        else:
+            log.info("ends: %s", self._over.reason)
+        if self._over.exit_code == BOOT_ERROR_EXIT:
+            raise BootError(self._over.reason)
+        return self._over.exit_code
+
+    def close(self) -> None:
+        """Leave nothing behind, also when `run` ended by an exception."""
+        for child in self._children.values():
+            child.kill()
+        for child in self._children.values():
+            child.wait()
+            child.close()
+        self._children.clear()
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        self._wakeup.close()
+        self._wakeup_end.close()
+
+    # --- what comes in -----------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        self._wakeup.setblocking(False)
+        self._wakeup_end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _only_queue)
+
+    def _read(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        # All links first: the supervisor may wake from a long sleep, and a child is judged by its last words.
+        for key, _ in ready:
+            if key.data[0] == "link":
+                self._read_link(key.data[1])
+        for key, _ in ready:
+            if key.data[0] == "exit":
+                self._reap(key.data[1])
+        for key, _ in ready:
+            if key.data[0] == "signal":
+                self._read_signals()
+
+    def _read_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in self._wakeup.recv(4096):
+                if number == signal.SIGHUP:
+                    self._reload()
+                elif number in (signal.SIGTERM, signal.SIGINT):
+                    self._handle(posts.StopAsked())
+
+    def _read_link(self, ident: int) -> None:
+        child = self._children.get(ident)
+        if child is None:
+            return
+        try:
+            messages = child.link.receive()
+        except process.LinkClosed:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(child.link)
+            self._handle(posts.Closed(ident))
+            return
+        except ProtocolError:
+            self._handle(posts.Garbled(ident))
+            return
+        for message in messages:
+            if isinstance(message, wire.Status):
+                self._handle(posts.Beat(ident, message.phase, message.detail, message.answered))
+            elif isinstance(message, wire.Ask):
+                self._asked(ident, message)
+            else:
+                self._handle(posts.Garbled(ident))
+
+    def _asked(self, ident: int, ask: wire.Ask) -> None:
+        spec = self._core.spec_of(ident)
+        if spec is None or spec.role != "broker":
+            self._handle(posts.Garbled(ident))
+        elif ask.op == "worker.restart":
+            self._handle(posts.RestartAsked(ask.worker))
+        elif ask.op == "worker.drained":
+            self._handle(posts.WorkerDrained(ask.worker))
+        elif ask.op == "reload":
+            self._reload()
+        else:
+            self._handle(posts.StopAsked())
+
+    def _reap(self, ident: int) -> None:
+        self._read_link(ident)
+        child = self._children[ident]
+        exit_code = child.exit_code()
+        if exit_code is None:
+            return
+        self._forget(ident)
+        jitter = int.from_bytes(os.urandom(4), "little") / 2**32
+        self._handle(posts.Exited(ident, exit_code, jitter))
+
+    def _forget(self, ident: int) -> None:
+        child = self._children.pop(ident)
+        for item in (child.link, child.sentinel):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(item)
+        child.close()
+
+    # --- what goes out -----------------------------------------------------------------------------
+
+    def _handle(self, event: posts.Event) -> None:
+        self._carry_out(self._core.handle(event, time.monotonic()))
+
+    def _carry_out(self, effects: list[posts.Effect]) -> None:
+        pending = deque(effects)
+        while pending:
+            effect = pending.popleft()
+            if isinstance(effect, posts.Start):
+                pending.extend(self._start(effect))
+            elif isinstance(effect, posts.Send):
+                self._send(effect)
+            elif isinstance(effect, posts.Kill):
+                if effect.ident in self._children:
+                    self._children[effect.ident].kill()
+            elif isinstance(effect, posts.Log):
+                log.log(logging.getLevelNamesMapping()[effect.level.upper()], "%s", effect.text)
+            elif isinstance(effect, posts.Ready):
+                self._announce(effect.detail)
+            elif isinstance(effect, posts.Reloaded):
+                self._notifier.ready(self._summary(""))
+                log.info("reload finished")
+            elif isinstance(effect, posts.Report):
+                (self._notifier.stopping if effect.stopping else self._notifier.status)(effect.text)
+            else:
+                self._over = effect
+
+    def _start(self, start: posts.Start) -> list[posts.Effect]:
+        try:
+            child = process.spawn(start.spec.role, self._command)
+        except OSError as exc:
+            log.error("%s cannot be started: %s", start.spec.role, exc)
+            return self._core.handle(posts.Exited(start.ident, 1, 0.0), time.monotonic())
+        self._children[start.ident] = child
+        self._selector.register(child.link, selectors.EVENT_READ, ("link", start.ident))
+        self._selector.register(child.sentinel, selectors.EVENT_READ, ("exit", start.ident))
+        if self._holding:
+            self._unborn.append(start)
+        else:
+            self._tell_spawn(start)
+        return self._core.handle(posts.Started(start.ident, child.pid), time.monotonic())
+
+    def _tell_spawn(self, start: posts.Start) -> None:
+        spec = start.spec
+        message = wire.Spawn(
+            role=spec.role,
+            slot=spec.slot,
+            backend=spec.backend,
+            token=self._token,
+            config=self._plain(),
+            supervisor_pid=os.getpid(),
+            incarnation=start.incarnation,
+        )
+        child = self._children.get(start.ident)
+        if child is not None:
+            child.link.send(message)  # a child that is dead already is told by its sentinel
+
+    def _send(self, send: posts.Send) -> None:
+        child = self._children.get(send.ident)
+        if child is not None and not child.link.send(send.order) and send.order.op != "tree":
+            log.warning("pid %d does not take its order to %s", child.pid, send.order.op)
+
+    def _plain(self) -> dict[str, Any]:
+        """The configuration for a child, with the paths as this process resolved them."""
+        plain = configuration.to_plain(self._config)
+        plain["daemon"]["run_dir"] = str(self._directory)
+        plain["cache"]["path"] = str(configuration.cache_dir(self._config))
+        return plain
+
+    # --- telling the world -------------------------------------------------------------------------
+
+    def _summary(self, detail: str) -> str:
+        return f"ready: {detail or staffing.describe(self._config)}, sockets in {self._directory}"
+
+    def _announce(self, detail: str) -> None:
+        self._notifier.ready(self._summary(detail))
+        line = f"walled {walled.__version__} {self._summary(detail)}"
+        if self._config.daemon.log_format == "json":
+            log.info("%s", line)
+        else:
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
+
+    # --- reload ------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        """Read the file again; on any trouble keep what is running."""
+        try:
+            new = configuration.load(self._config_path)
+            merged, kept = staffing.merge(self._config, new)
+            detect.require_engines(merged)
+        except (ConfigError, BootError) as exc:
+            log.error("reload refused, nothing has changed: %s", exc.message)
+            return
+        for key in kept:
+            log.warning("reload: %s has changed; it takes effect at the next start of the daemon", key)
+        self._config = merged
+        logs.set_level(merged.daemon.log_level)
+        self._notifier.reloading()
+        log.info("reloading %s", self._config_path or "(no configuration file, defaults)")
+        self._handle(posts.Reconfigured(staffing.specs(merged), staffing.settings(merged), self._plain()))
+
+
+def _only_queue(number: int, frame: object) -> None:
+    """Signal handler: the wake-up descriptor has the signal's number already; the loop acts on it."""
