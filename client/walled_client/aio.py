@@ -1,0 +1,346 @@
+"""AsyncClient: asks the daemon from asyncio. The twin of client.py, method for method.
+
+May live here: the public calls and how they run on the connection (aio_wire.py). May not: frames,
+correlation (exchange.py), checking of arguments (calls.py), reading the cache (local.py).
+
+A cache hit returns without touching the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+from walled.errors import BadRequest, Cancelled, StreamInterrupted, WalledError
+from walled.protocol import CachePolicy, ControlRequest, Priority
+from walled_client import calls
+from walled_client.aio_wire import AsyncWire
+from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields
+from walled_client.discovery import find, place_of
+from walled_client.exchange import Call
+from walled_client.local import LocalCache
+from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
+
+
+class AsyncShared:
+    """What a client and its `with_options` copies have in common: the connection and the cache reader."""
+
+    def __init__(
+        self, run_dir: Path | None, endpoint: str | None, connect_timeout_s: float, local: bool
+    ) -> None:
+        self.run_dir = run_dir
+        self._endpoint = endpoint
+        self._connect_timeout_s = connect_timeout_s
+        self.cache = LocalCache(run_dir) if local else None
+        self._wire: AsyncWire | None = None
+        self._pid = 0
+        self._inherited: list[AsyncWire] = []
+        self.closed = False
+
+    def wire(self) -> AsyncWire:
+        """The connection of the running loop: another loop, or a fork, gets a new one."""
+        wire = self._wire
+        loop = asyncio.get_running_loop()
+        if wire is not None and wire.loop is loop and self._pid == os.getpid():
+            return wire
+        if self.closed:
+            raise Cancelled("the client is closed")
+        if wire is not None:
+            if self._pid == os.getpid():
+                wire.drop()
+            else:
+                self._inherited.append(wire)  # the parent's: neither used nor freed here
+        self._pid = os.getpid()
+        self._wire = AsyncWire(self._endpoint or find(self.run_dir).client, self._connect_timeout_s, loop)
+        return self._wire
+
+    def counters(self) -> dict[str, int]:
+        hits = self.cache.hits if self.cache else 0
+        return {"local_hits": hits, **(self._wire.exchange.counters if self._wire else {})}
+
+    async def close(self) -> None:
+        self.closed = True
+        wire = self._wire
+        if wire is not None and self._pid == os.getpid():
+            if wire.loop is asyncio.get_running_loop():
+                await wire.close()
+            else:
+                wire.drop()
+        if self.cache is not None:
+            self.cache.close()
+
+
+class AsyncClient:
+    """The asynchronous client: the same arguments and methods as Client, to be awaited.
+
+    It may be made anywhere; the connection is made by the first call, on the loop that runs it.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path | None = None,
+        endpoint: str | None = None,
+        *,
+        cache: CachePolicy | bool = True,
+        deadline_s: float = 30.0,
+        connect_timeout_s: float = 1.0,
+        priority: Priority = "normal",
+        namespace: str = "default",
+        session: str = "",
+        model: str = "default",
+    ) -> None:
+        self._settings = calls.new_settings(
+            {"cache": cache, "deadline_s": deadline_s, "priority": priority, "namespace": namespace,
+             "session": session, "model": model}
+        )  # fmt: skip
+        self._shared = AsyncShared(
+            place_of(run_dir, endpoint), endpoint, connect_timeout_s, self._settings.local
+        )
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    async def chat(self, messages: Messages, **fields: Unpack[ChatFields]) -> Reply:
+        """As Client.chat."""
+        started_s = time.perf_counter()
+        asked = calls.chat(self._settings, messages, fields)
+        return self._lookup(asked, started_s) or await self._run(asked)
+
+    async def generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> Reply:
+        """As Client.generate."""
+        started_s = time.perf_counter()
+        asked = calls.generate(self._settings, prompt, fields)
+        return self._lookup(asked, started_s) or await self._run(asked)
+
+    async def embed(self, texts: str | Iterable[str], **fields: Unpack[SettingFields]) -> Embedding:
+        """As Client.embed."""
+        started_s = time.perf_counter()
+        asked = calls.embed(self._settings, texts, fields)
+        return embedding_of(self._lookup(asked, started_s) or await self._run(asked))
+
+    def stream(self, messages: Messages, **fields: Unpack[ChatFields]) -> AsyncStream:
+        """As Client.stream: `async for` over the chunks, then `.reply`. Not to be awaited itself."""
+        started_s = time.perf_counter()
+        return self._stream(calls.chat(self._settings, messages, fields), started_s)
+
+    def stream_generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> AsyncStream:
+        """`generate` as a stream."""
+        started_s = time.perf_counter()
+        return self._stream(calls.generate(self._settings, prompt, fields), started_s)
+
+    async def batch(
+        self,
+        requests: Iterable[str | Mapping[str, Any]],
+        *,
+        concurrency: int = 16,
+        **fields: Unpack[SettingFields],
+    ) -> list[Reply | WalledError]:
+        """As Client.batch."""
+        if concurrency < 1:
+            raise BadRequest(f"concurrency: at least 1 is needed, got {concurrency}")
+        settings = calls.new_settings(fields, self._settings) if fields else self._settings
+        items = list(requests)
+        results: dict[int, Reply | WalledError] = {}
+        numbered = iter(enumerate(items))
+
+        async def work() -> None:
+            for place, item in numbered:
+                started_s = time.perf_counter()
+                try:
+                    asked = calls.from_item(settings, item)
+                    results[place] = self._lookup(asked, started_s) or await self._run(asked)
+                except WalledError as exc:
+                    results[place] = exc
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(items))):
+                group.create_task(work())
+        return [results[place] for place in range(len(items))]
+
+    # --- looking and steering --------------------------------------------------------------------
+
+    async def models(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """What the daemon serves, as `walled.models/1`."""
+        return await self._control(ControlRequest("models.list"), deadline_s)
+
+    async def status(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """The daemon's state, as `walled.status/1`."""
+        return await self._control(ControlRequest("status"), deadline_s)
+
+    def in_flight(self) -> list[str]:
+        """Request ids of this client's open calls."""
+        return [request_id.hex() for request_id in self._shared.wire().exchange.pending]
+
+    def cancel(self, request_id: str | None = None) -> int:
+        """Cancel one open call by its request id, or all; those calls raise Cancelled. How many were open."""
+        wire = self._shared.wire()
+        found = [
+            call
+            for key, call in wire.exchange.pending.items()
+            if request_id is None or key.hex() == request_id
+        ]
+        for call in found:
+            wire.cancel(call)
+        return len(found)
+
+    def counters(self) -> dict[str, int]:
+        """local_hits, late_replies, malformed, resent, connections_lost, ..."""
+        return self._shared.counters()
+
+    def with_options(self, **fields: Unpack[SettingFields]) -> Self:
+        """A client with other settings on the same connection; closing either closes both."""
+        copy = object.__new__(type(self))
+        copy._shared = self._shared
+        copy._settings = calls.new_settings(fields, self._settings)
+        return copy
+
+    async def close(self) -> None:
+        """Cancel what is open and free the connection. Calls after this raise Cancelled."""
+        await self._shared.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    async def _run(self, asked: Asked) -> Reply:
+        wire = self._shared.wire()
+        deadline_s = asked.settings.deadline_s
+        call = wire.start(calls.header(asked, deadline_s, stream=False), asked.payload, deadline_s)
+        await wire.wait(call)
+        return call.reply(time.monotonic())
+
+    def _stream(self, asked: Asked, started_s: float) -> AsyncStream:
+        hit = self._lookup(asked, started_s)
+        if hit is not None:
+            return AsyncStream(None, None, hit)
+        wire = self._shared.wire()
+        deadline_s = asked.settings.deadline_s
+        header = calls.header(asked, deadline_s, stream=True)
+        return AsyncStream(wire, wire.start(header, asked.payload, deadline_s), None)
+
+    def _lookup(self, asked: Asked, started_s: float) -> Reply | None:
+        cache = self._shared.cache
+        if cache is None or not asked.settings.local:
+            return None
+        found = cache.lookup(asked, started_s)
+        if found is None:
+            return None
+        reply, renew = found
+        if renew is not None:
+            try:
+                wire = self._shared.wire()
+                sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
+            except WalledError:
+                sent = False
+            if not sent:
+                cache.refresh_failed(renew)
+        return reply
+
+    async def _control(self, request: ControlRequest, deadline_s: float) -> dict[str, Any]:
+        wire = self._shared.wire()
+        call = wire.start_control(request, deadline_s)
+        await wire.wait(call)
+        return call.control_reply()
+
+
+class AsyncStream:
+    """The chunks of one answer, then `.reply`. For one task at a time."""
+
+    def __init__(self, wire: AsyncWire | None, call: Call | None, reply: Reply | None) -> None:
+        self._wire = wire
+        self._call = call
+        self._hit = reply
+        self._reply: Reply | None = None
+        self._failed: WalledError | None = None
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[StreamChunk]:
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        if self._reply is not None or self._closed:
+            raise StopAsyncIteration
+        if self._failed is not None:
+            raise self._failed
+        if self._hit is not None:
+            self._reply = self._hit
+            if not self._hit.text:
+                raise StopAsyncIteration
+            return StreamChunk(self._hit.text)
+        wire, call = self._wire, self._call
+        assert wire is not None
+        assert call is not None
+        try:
+            while True:
+                taken = call.take(time.monotonic())
+                if isinstance(taken, StreamChunk):
+                    return taken
+                if taken is not None:
+                    self._reply = taken
+                    break
+                await wire.wait(call)
+        except WalledError as exc:
+            self._failed = exc
+            wire.cancel(call)
+            raise
+        raise StopAsyncIteration
+
+    @property
+    def request_id(self) -> str:
+        """Hexadecimal; empty for an answer from the cache in this process."""
+        return self._call.request_id.hex() if self._call is not None else ""
+
+    @property
+    def accepted(self) -> Accepted | None:
+        """Place in the queue and expected wait, if the request had to wait."""
+        return self._call.accepted if self._call is not None else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole answer is there."""
+        return self._reply is not None
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer, after the last chunk."""
+        if self._reply is None:
+            raise self._failed or StreamInterrupted("the stream has not been read to its end")
+        return self._reply
+
+    async def finish(self) -> Reply:
+        """Read the rest and return the whole answer."""
+        async for _ in self:
+            pass
+        return self.reply
+
+    async def close(self) -> None:
+        """Stop; cancels the generation if it has not ended."""
+        self._stop()
+
+    aclose = close
+
+    def _stop(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._wire is not None and self._call is not None and not self._call.ended:
+                self._wire.cancel(self._call)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop()
+
+    def __del__(self) -> None:
+        call, wire = self._call, self._wire
+        if not self._closed and call is not None and wire is not None and not call.ended:
+            if wire.closed or wire.loop.is_closed() or os.getpid() != wire.pid:
+                return
+            wire.loop.call_soon_threadsafe(wire.cancel, call)

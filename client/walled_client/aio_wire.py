@@ -1,0 +1,193 @@
+"""The async client's connection: one socket on an event loop, one reader callback, one timer.
+
+May live here: sending, receiving, waking futures. May not: what a message means (exchange.py).
+
+There is no task and no timer per call. The socket's descriptor is edge-triggered and sending may swallow
+the edge, so after every use of the socket it is drained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from walled import protocol
+from walled.adapters.sockets import ConnectionEvent, Hub
+from walled.errors import Cancelled
+from walled.protocol import ControlRequest, RequestHeader
+from walled_client.exchange import Call, Exchange
+
+CLOSE_WAIT_S = 0.1
+"""How long closing waits for the broker to confirm cancellations."""
+
+
+class AsyncWire:
+    """A connection and its open calls on one event loop."""
+
+    def __init__(self, endpoint: str, connect_timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.exchange = Exchange(os.urandom(8), endpoint.removeprefix("ipc://"), connect_timeout_s)
+        self.loop = loop
+        self.pid = os.getpid()
+        self.closed = False
+        self._hub = Hub()
+        self._port = self._hub.dealer(endpoint)
+        self._port.watch()
+        self._port.connect()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = float("inf")
+        self._quiet: asyncio.Future[None] | None = None
+        """Awaited by `close` until every cancellation has been confirmed."""
+        self._fds = (self._port.fileno(), self._port.monitor_fileno())
+        for fd in self._fds:
+            loop.add_reader(fd, self.drain)
+
+    def start(self, header: RequestHeader, payload: bytes, deadline_s: float) -> Call:
+        """Open a call and send it if the broker is there. `call.waiter` is the future to await."""
+        return self._begin(header, payload, deadline_s)
+
+    def start_control(self, request: ControlRequest, deadline_s: float) -> Call:
+        return self._begin(request, b"", deadline_s)
+
+    def _begin(self, what: RequestHeader | ControlRequest, payload: bytes, deadline_s: float) -> Call:
+        if self.closed:
+            raise Cancelled("the client is closed")
+        exchange, port = self.exchange, self._port
+        self._connection_events()  # before sending: what was sent before a loss is sent again
+        now_s = time.monotonic()
+        waiter = self.loop.create_future()
+        if isinstance(what, RequestHeader):
+            call = exchange.open(what, payload, now_s, deadline_s, waiter)
+        else:
+            call = exchange.open_control(what, now_s, deadline_s, waiter)
+        if port.send(exchange.frames(call, now_s)):
+            exchange.sent(call)
+            if port.readable():
+                self.drain()
+        else:
+            self.drain()
+        if exchange.due_s < self._timer_s:
+            self._arm()
+        return call
+
+    async def wait(self, call: Call) -> None:
+        """Until the call has news; cancelling the waiting task cancels the call."""
+        while not call.news:
+            if call.waiter.done():
+                call.waiter = self.loop.create_future()
+            try:
+                await call.waiter
+            except asyncio.CancelledError:
+                self.cancel(call)
+                raise
+
+    def cancel(self, call: Call) -> None:
+        """End a call and tell the broker; nothing happens when it has ended."""
+        if not self.closed and self.exchange.cancel(call):
+            self._port.send(self.exchange.cancel_frames(call))
+            self.drain()
+        _wake(call)
+
+    def refresh(self, header: RequestHeader, payload: bytes, deadline_s: float) -> bool:
+        """Send a request nobody waits for; False when it cannot be sent at once."""
+        call = self.start(header, payload, deadline_s)
+        if call.sent:
+            return True
+        self.cancel(call)
+        return False
+
+    def drain(self) -> None:
+        """Receive all there is, see to the connection, send what waits to be sent."""
+        if self.closed:
+            return
+        exchange, port = self.exchange, self._port
+        while True:
+            messages = port.receive()
+            if not messages:
+                break
+            now_s = time.monotonic()
+            for parts in messages:
+                call = exchange.receive(parts, now_s)
+                if call is not None:
+                    waiter = call.waiter
+                    if not waiter.done():
+                        waiter.set_result(None)
+        self._connection_events()
+        if exchange.unsent:
+            self._send_unsent()
+        if self._quiet is not None and not exchange.cancelling and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    def _send_unsent(self) -> None:
+        exchange, port = self.exchange, self._port
+        now_s = time.monotonic()
+        for call in list(exchange.unsent.values()):
+            if not port.send(exchange.frames(call, now_s)):
+                break
+            exchange.sent(call)
+        if port.readable():
+            self.loop.call_soon(self.drain)
+
+    def _connection_events(self) -> None:
+        for event in self._port.connection_events():
+            if event is ConnectionEvent.DOWN:
+                self.exchange.lost(time.monotonic())
+                self._expire()
+
+    def _arm(self) -> None:
+        """One timer for all calls, set to the first thing that can expire."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_s = self.exchange.due_s
+        if self._timer_s != float("inf"):
+            delay_s = max(0.0, self._timer_s - time.monotonic())
+            self._timer = self.loop.call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        if self.closed:
+            return
+        for call in self.exchange.expire(time.monotonic()):
+            if call.sent:
+                self._port.send(self.exchange.cancel_frames(call))
+            _wake(call)
+        self._arm()
+        if self._port.readable():
+            self.loop.call_soon(self.drain)
+
+    async def close(self) -> None:
+        """End every call with Cancelled, tell the broker, free the socket."""
+        if self.closed:
+            return
+        exchange, port = self.exchange, self._port
+        for call in list(exchange.pending.values()):
+            if exchange.cancel(call, "the client was closed"):
+                port.send(exchange.cancel_frames(call))
+            _wake(call)
+        self.drain()
+        if exchange.cancelling:
+            # Without the broker's word a cancellation may still be in our own queue, which closing drops.
+            self._quiet = self.loop.create_future()
+            await asyncio.wait([self._quiet], timeout=CLOSE_WAIT_S)
+        if not self.closed:
+            port.send(protocol.frames(protocol.DISCONNECT, b""))
+            self.drop()
+
+    def drop(self) -> None:
+        """Free the socket without a word; also when the loop is gone."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.loop.is_closed():
+            for fd in self._fds:
+                self.loop.remove_reader(fd)
+        self._port.close()
+        self._hub.close()
+
+
+def _wake(call: Call) -> None:
+    waiter = call.waiter
+    if not waiter.done():
+        waiter.set_result(None)

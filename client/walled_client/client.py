@@ -1,0 +1,394 @@
+"""Client: asks the daemon, from any number of threads.
+
+May live here: the public calls and how they run on the connection (wire.py). May not: frames, correlation
+(exchange.py), checking of arguments (calls.py), reading the cache (local.py).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+from walled.errors import BadRequest, StreamInterrupted, WalledError
+from walled.protocol import CachePolicy, ControlRequest, Priority
+from walled_client import calls
+from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields, Settings
+from walled_client.discovery import find, place_of
+from walled_client.exchange import Call
+from walled_client.local import LocalCache
+from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
+from walled_client.wire import Waiter, Wire
+
+
+class Shared:
+    """What a client and its `with_options` copies have in common: the connection and the cache reader."""
+
+    def __init__(
+        self, run_dir: Path | None, endpoint: str | None, connect_timeout_s: float, local: bool
+    ) -> None:
+        self.run_dir = run_dir
+        self._endpoint = endpoint
+        self._connect_timeout_s = connect_timeout_s
+        self.cache = LocalCache(run_dir) if local else None
+        self._wires: dict[int, Wire] = {}
+        """By process id: after a fork the child opens its own and leaves the parent's alone."""
+        self.closed = False
+
+    def wire(self) -> Wire:
+        pid = os.getpid()
+        wire = self._wires.get(pid)
+        if wire is None:
+            made = Wire(self._endpoint or find(self.run_dir).client, self._connect_timeout_s)
+            wire = self._wires.setdefault(pid, made)
+            if wire is not made:
+                made.close()
+            if self.closed:
+                wire.close()
+        return wire
+
+    def counters(self) -> dict[str, int]:
+        wire = self._wires.get(os.getpid())
+        hits = self.cache.hits if self.cache else 0
+        return {"local_hits": hits, **(wire.exchange.counters if wire else {})}
+
+    def close(self) -> None:
+        self.closed = True
+        wire = self._wires.get(os.getpid())
+        if wire is not None:
+            wire.close()
+        if self.cache is not None:
+            self.cache.close()
+
+
+class Client:
+    """A synchronous client; thread-safe, usable after a fork, cheap to keep for the life of the program.
+
+    `run_dir`: the daemon's run directory (default: the rule the daemon uses); `endpoint` instead of it names
+    the client socket itself, and then the cache is looked for in the default place.
+    `cache`: a cache policy for every call, or False to never read the shared cache in this process.
+    Nothing is connected or opened for writing here; the connection is made by the first call that needs it.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path | None = None,
+        endpoint: str | None = None,
+        *,
+        cache: CachePolicy | bool = True,
+        deadline_s: float = 30.0,
+        connect_timeout_s: float = 1.0,
+        priority: Priority = "normal",
+        namespace: str = "default",
+        session: str = "",
+        model: str = "default",
+    ) -> None:
+        self._settings = calls.new_settings(
+            {"cache": cache, "deadline_s": deadline_s, "priority": priority, "namespace": namespace,
+             "session": session, "model": model}
+        )  # fmt: skip
+        self._shared = Shared(place_of(run_dir, endpoint), endpoint, connect_timeout_s, self._settings.local)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def chat(self, messages: Messages, **fields: Unpack[ChatFields]) -> Reply:
+        """The answer to a conversation (a list of messages) or to one question (a text).
+
+        Fields: model, system, format, tools, the sampling options (temperature, max_tokens, seed, stop,
+        top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty) and deadline_s, priority,
+        cache, namespace, session. Raises the errors of walled.errors.
+        """
+        started_s = time.perf_counter()
+        return self._run(calls.chat(self._settings, messages, fields), started_s)
+
+    def generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> Reply:
+        """The continuation of a prompt, without a chat template. Fields as for chat, images, but no tools."""
+        started_s = time.perf_counter()
+        return self._run(calls.generate(self._settings, prompt, fields), started_s)
+
+    def embed(self, texts: str | Iterable[str], **fields: Unpack[SettingFields]) -> Embedding:
+        """One vector per text."""
+        started_s = time.perf_counter()
+        return embedding_of(self._run(calls.embed(self._settings, texts, fields), started_s))
+
+    def stream(self, messages: Messages, **fields: Unpack[ChatFields]) -> Stream:
+        """The answer while it is being made: iterate over the chunks, then read `.reply`.
+
+        Leaving early (`close`, the end of a `with` block, dropping the stream) cancels the generation.
+        """
+        started_s = time.perf_counter()
+        return self._stream(calls.chat(self._settings, messages, fields), started_s)
+
+    def stream_generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> Stream:
+        """`generate` as a stream."""
+        started_s = time.perf_counter()
+        return self._stream(calls.generate(self._settings, prompt, fields), started_s)
+
+    def batch(
+        self,
+        requests: Iterable[str | Mapping[str, Any]],
+        *,
+        concurrency: int = 16,
+        **fields: Unpack[SettingFields],
+    ) -> list[Reply | WalledError]:
+        """Many requests, at most `concurrency` at a time; answers in the order of the requests.
+
+        A request is a text or a mapping with `messages`, `prompt` or `input` and any fields of the call. An
+        error stands in its request's place. `deadline_s` counts for each request from its sending.
+        """
+        if concurrency < 1:
+            raise BadRequest(f"concurrency: at least 1 is needed, got {concurrency}")
+        settings = calls.new_settings(fields, self._settings) if fields else self._settings
+        return self._batch(list(requests), settings, concurrency)
+
+    # --- looking and steering --------------------------------------------------------------------
+
+    def models(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """What the daemon serves, as `walled.models/1`."""
+        return self._control(ControlRequest("models.list"), deadline_s)
+
+    def status(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """The daemon's state, as `walled.status/1`."""
+        return self._control(ControlRequest("status"), deadline_s)
+
+    def in_flight(self) -> list[str]:
+        """Request ids of this client's open calls, all threads together."""
+        return self._shared.wire().in_flight()
+
+    def cancel(self, request_id: str | None = None) -> int:
+        """Cancel one open call of this client by its request id, or all; those calls raise Cancelled.
+
+        Returns how many were open.
+        """
+        ids = None if request_id is None else {_request_id(request_id)}
+        return self._shared.wire().cancel_ids(ids)
+
+    def counters(self) -> dict[str, int]:
+        """local_hits, late_replies, malformed, resent, connections_lost, ..."""
+        return self._shared.counters()
+
+    def with_options(self, **fields: Unpack[SettingFields]) -> Self:
+        """A client with other settings on the same connection; closing either closes both."""
+        copy = object.__new__(type(self))
+        copy._shared = self._shared
+        copy._settings = calls.new_settings(fields, self._settings)
+        return copy
+
+    def close(self) -> None:
+        """Cancel what is open and free the connection. Calls after this raise Cancelled."""
+        self._shared.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _run(self, asked: Asked, started_s: float) -> Reply:
+        hit = self._lookup(asked, started_s)
+        if hit is not None:
+            return hit
+        wire = self._shared.wire()
+        waiter = Waiter()
+        deadline_s = asked.settings.deadline_s
+        call = wire.start(calls.header(asked, deadline_s, stream=False), asked.payload, deadline_s, waiter)
+        try:
+            wire.wait(call, waiter)
+        except BaseException:
+            wire.cancel(call)
+            raise
+        return call.reply(time.monotonic())
+
+    def _stream(self, asked: Asked, started_s: float) -> Stream:
+        hit = self._lookup(asked, started_s)
+        if hit is not None:
+            return Stream(None, None, hit)
+        wire = self._shared.wire()
+        deadline_s = asked.settings.deadline_s
+        header = calls.header(asked, deadline_s, stream=True)
+        return Stream(wire, wire.start(header, asked.payload, deadline_s, Waiter()), None)
+
+    def _lookup(self, asked: Asked, started_s: float) -> Reply | None:
+        cache = self._shared.cache
+        if cache is None or not asked.settings.local:
+            return None
+        found = cache.lookup(asked, started_s)
+        if found is None:
+            return None
+        reply, renew = found
+        if renew is not None:
+            try:
+                wire = self._shared.wire()
+                sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
+            except WalledError:
+                sent = False
+            if not sent:
+                cache.refresh_failed(renew)
+        return reply
+
+    def _batch(
+        self, requests: Sequence[str | Mapping[str, Any]], settings: Settings, concurrency: int
+    ) -> list[Reply | WalledError]:
+        results: list[Reply | WalledError | None] = [None] * len(requests)
+        wire: Wire | None = None
+        waiter = Waiter()
+        places: dict[Call, int] = {}
+
+        def collect() -> None:
+            assert wire is not None
+            wire.wait_any(waiter)
+            while waiter.finished:
+                call = waiter.finished.popleft()
+                results[places.pop(call)] = _outcome(call)
+
+        try:
+            for place, item in enumerate(requests):
+                started_s = time.perf_counter()
+                try:
+                    asked = calls.from_item(settings, item)
+                    hit = self._lookup(asked, started_s)
+                except WalledError as exc:
+                    results[place] = exc
+                    continue
+                if hit is not None:
+                    results[place] = hit
+                    continue
+                wire = wire or self._shared.wire()
+                while len(places) >= concurrency:
+                    collect()
+                deadline_s = asked.settings.deadline_s
+                header = calls.header(asked, deadline_s, stream=False)
+                places[wire.start(header, asked.payload, deadline_s, waiter)] = place
+            while places:
+                collect()
+        except BaseException:
+            for call in places:
+                assert wire is not None
+                wire.cancel(call)
+            raise
+        assert all(result is not None for result in results)
+        return results  # type: ignore[return-value]  # every place has been filled
+
+    def _control(self, request: ControlRequest, deadline_s: float) -> dict[str, Any]:
+        wire = self._shared.wire()
+        waiter = Waiter()
+        call = wire.start_control(request, deadline_s, waiter)
+        try:
+            wire.wait(call, waiter)
+        except BaseException:
+            wire.cancel(call)
+            raise
+        return call.control_reply()
+
+
+class Stream:
+    """The chunks of one answer, then `.reply`. For one thread at a time."""
+
+    def __init__(self, wire: Wire | None, call: Call | None, reply: Reply | None) -> None:
+        self._wire = wire
+        self._call = call
+        self._hit = reply
+        self._reply: Reply | None = None
+        self._failed: WalledError | None = None
+        self._closed = False
+
+    def __iter__(self) -> Iterator[StreamChunk]:
+        return self
+
+    def __next__(self) -> StreamChunk:
+        if self._reply is not None or self._closed:
+            raise StopIteration
+        if self._failed is not None:
+            raise self._failed
+        if self._hit is not None:
+            self._reply = self._hit
+            if not self._hit.text:
+                raise StopIteration
+            return StreamChunk(self._hit.text)
+        return self._receive()
+
+    def _receive(self) -> StreamChunk:
+        wire, call = self._wire, self._call
+        assert wire is not None
+        assert call is not None
+        try:
+            while True:
+                taken = call.take(time.monotonic())
+                if isinstance(taken, StreamChunk):
+                    return taken
+                if taken is not None:
+                    self._reply = taken
+                    raise StopIteration
+                wire.wait(call, call.waiter)
+        except WalledError as exc:
+            self._failed = exc
+            wire.cancel(call)
+            raise
+        except StopIteration:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def request_id(self) -> str:
+        """Hexadecimal; empty for an answer from the cache in this process."""
+        return self._call.request_id.hex() if self._call is not None else ""
+
+    @property
+    def accepted(self) -> Accepted | None:
+        """Place in the queue and expected wait, if the request had to wait."""
+        return self._call.accepted if self._call is not None else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole answer is there."""
+        return self._reply is not None
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer, after the last chunk."""
+        if self._reply is None:
+            raise self._failed or StreamInterrupted("the stream has not been read to its end")
+        return self._reply
+
+    def finish(self) -> Reply:
+        """Read the rest and return the whole answer."""
+        for _ in self:
+            pass
+        return self.reply
+
+    def close(self) -> None:
+        """Stop; cancels the generation if it has not ended."""
+        if not self._closed:
+            self._closed = True
+            if self._wire is not None and self._call is not None:
+                self._wire.cancel(self._call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed and self._wire is not None and self._call is not None and not self._call.ended:
+            self._wire.abandon(self._call)
+
+
+def _outcome(call: Call) -> Reply | WalledError:
+    try:
+        return call.reply(time.monotonic())
+    except WalledError as exc:
+        return exc
+
+
+def _request_id(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise BadRequest("request_id: expected hexadecimal digits") from None

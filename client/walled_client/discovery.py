@@ -1,0 +1,58 @@
+"""Where the daemon is: its sockets and its cache, by the run directory's manifest or the daemon's own rules.
+
+May live here: reading the manifest, nothing else.
+
+The daemon writes `walled.json` into its run directory and leaves it there when it stops, so that clients
+find the cache with the daemon dead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from walled.config import default_cache_dir, default_run_dir, endpoints
+
+MANIFEST = "walled.json"
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    cache_dir: str = ""
+    endpoints: dict[str, str] = {}
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a client finds what it needs."""
+
+    client: str
+    """Endpoint of the client socket."""
+    control: str
+    cache_dir: Path
+    run_dir: Path
+
+
+def find(run_dir: str | Path | None = None) -> Place:
+    """The place of a run directory; None is the default one. Never fails: a daemon may start later."""
+    directory = Path(run_dir).absolute() if run_dir else default_run_dir()
+    usual = endpoints(directory)
+    manifest = _Manifest()
+    try:
+        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=_Manifest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    return Place(
+        client=manifest.endpoints.get("client") or usual.client,
+        control=manifest.endpoints.get("control") or usual.control,
+        cache_dir=Path(manifest.cache_dir) if manifest.cache_dir else default_cache_dir(),
+        run_dir=directory,
+    )
+
+
+def place_of(run_dir: str | Path | None, endpoint: str | None) -> Path | None:
+    """The run directory a client was given, be it through an endpoint that lies in one; None: the default."""
+    if run_dir:
+        return Path(run_dir).absolute()
+    if endpoint and endpoint.startswith("ipc:///"):
+        return Path(endpoint.removeprefix("ipc://")).parent
+    return None

@@ -1,0 +1,121 @@
+"""Reading the shared cache in the caller's own process: no message, no lock, no event loop.
+
+May live here: key, plan and freshness of a lookup, and when a hit should be renewed in the background.
+May not: sending anything.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from walled.adapters.cache import CacheReader
+from walled.core.policy import freshness, plan, wants_refresh
+from walled.errors import NotCached
+from walled.payload import cache_key, unpack_answer
+from walled.protocol import Phases
+from walled_client.calls import Asked
+from walled_client.discovery import find
+from walled_client.results import Reply
+
+MAX_REFRESHED = 4096
+"""Keys whose refresh is remembered."""
+REFRESH_RETRY_S = 0.05
+"""After a refresh that could not be sent."""
+LOOK_AGAIN_S = 1.0
+"""How often the run directory is asked again where the cache is, while it is not found."""
+
+
+class LocalCache:
+    """Lookups in the cache of one daemon. Thread-safe, and safe after a fork, because CacheReader is."""
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self._run_dir = run_dir
+        self._directory = find(run_dir).cache_dir
+        self._reader = CacheReader(self._directory)
+        self._look_again_s = 0.0
+        self._refreshed: dict[bytes, float] = {}
+        self._refresh_after_s = 0.0
+        self.hits = 0
+
+    def lookup(self, asked: Asked, started_s: float) -> tuple[Reply, bytes | None] | None:
+        """A fresh answer, with the key to renew when it is time for that; None: ask the daemon.
+
+        `started_s`: time.perf_counter() at the call. Raises NotCached when only the cache was asked for.
+        """
+        settings = asked.settings
+        reader = self._reader
+        meta = reader.meta(settings.model)
+        if meta is None:
+            self._look_again()
+            return None
+        what = plan(settings.cache, asked.deterministic, meta)
+        if not what.read:
+            return None
+        key = cache_key(settings.namespace, meta.fingerprint, asked.payload)
+        now_s = time.time()
+        record = reader.get(key, now_s)
+        if record is None or freshness(record, now_s) != "fresh":
+            if what.only:
+                raise NotCached(f"no fresh answer of {settings.model} is stored for this request")
+            return None
+        try:
+            answer = unpack_answer(record.answer)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        self.hits += 1
+        elapsed_ms = (time.perf_counter() - started_s) * 1000
+        reply = Reply(
+            answer=answer,
+            source="cache",
+            backend=record.backend,
+            age_s=max(0.0, now_s - record.created_s),
+            stored=True,
+            phases=Phases(total_ms=elapsed_ms),
+            elapsed_ms=elapsed_ms,
+        )
+        # A model whose policy is "never" would generate and not store.
+        if (
+            what.store
+            and wants_refresh(record, now_s, meta.refresh_ahead)
+            and meta.policy != "never"
+            and self._may_refresh(key, now_s)
+        ):
+            self._remember(key, record.fresh_until_s, now_s)
+            return reply, key
+        return reply, None
+
+    def refresh_failed(self, key: bytes) -> None:
+        """The renewal was not sent: a later hit may try again, but not at once."""
+        self._refreshed.pop(key, None)
+        self._refresh_after_s = time.time() + REFRESH_RETRY_S
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _may_refresh(self, key: bytes, now_s: float) -> bool:
+        return now_s >= self._refresh_after_s and self._refreshed.get(key, 0.0) < now_s
+
+    def _remember(self, key: bytes, fresh_until_s: float, now_s: float) -> None:
+        """Once per key and fresh period: the entry holds until the record as it is now is no longer fresh."""
+        refreshed = self._refreshed
+        if len(refreshed) >= MAX_REFRESHED:
+            for old, until_s in list(refreshed.items()):
+                if until_s < now_s:
+                    refreshed.pop(old, None)
+            if len(refreshed) >= MAX_REFRESHED:
+                refreshed.clear()
+        refreshed[key] = fresh_until_s
+
+    def _look_again(self) -> None:
+        """No model known: perhaps the daemon was started after us, with its cache elsewhere."""
+        now_s = time.monotonic()
+        if now_s < self._look_again_s:
+            return
+        self._look_again_s = now_s + LOOK_AGAIN_S
+        directory = find(self._run_dir).cache_dir
+        if directory != self._directory:
+            old, self._reader, self._directory = self._reader, CacheReader(directory), directory
+            old.close()

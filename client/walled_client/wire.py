@@ -1,0 +1,289 @@
+"""The sync client's connection: one socket shared by all threads, whoever waits reads for everybody.
+
+May live here: locking, waiting, waking, sending, receiving. May not: what a message means (exchange.py).
+
+There is no background thread. One waiting thread is the leader: it sleeps on the socket, the others sleep
+on their own lock. Who receives messages hands them out and wakes their owners; a leader that leaves wakes
+another to lead. The lock is never held while sleeping, so a new call is sent at once by its own thread.
+
+The socket's file descriptor is edge-triggered and any use of the socket may swallow the edge. Hence the
+rule: whoever lets go of the lock has drained the socket, and if that brought news for the sleeping leader,
+has woken it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from walled import protocol
+from walled.adapters.sockets import ConnectionEvent, Hub, Port
+from walled.errors import Cancelled, DaemonUnavailable, StreamInterrupted
+from walled.protocol import ControlRequest, RequestHeader
+from walled_client.exchange import Call, Exchange
+
+MAX_SLEEP_S = 3600.0
+CLOSE_WAIT_S = 0.1
+"""How long closing waits for the broker to confirm cancellations."""
+
+
+class Waiter:
+    """A thread that waits for one or several calls."""
+
+    __slots__ = ("finished", "semaphore", "signalled")
+
+    def __init__(self) -> None:
+        self.semaphore = threading.Lock()
+        self.semaphore.acquire()
+        self.signalled = False
+        self.finished: deque[Call] = deque()
+        """Calls that have ended, in that order."""
+
+    def signal(self) -> None:
+        if not self.signalled:
+            self.signalled = True
+            self.semaphore.release()
+
+
+class Wire:
+    """A connection and its open calls. Made at the first call that needs it; belongs to one process."""
+
+    def __init__(self, endpoint: str, connect_timeout_s: float) -> None:
+        self.exchange = Exchange(os.urandom(8), endpoint.removeprefix("ipc://"), connect_timeout_s)
+        self._lock = threading.Lock()
+        self._leader: Waiter | None = None
+        self._followers: dict[Waiter, None] = {}
+        self._idle = threading.Event()
+        self._abandoned: deque[Call] = deque()
+        self._closed = False
+        self._pid = os.getpid()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._hub = Hub()
+        self._port: Port = self._hub.dealer(endpoint)
+        self._port.watch()
+        self._port.connect()
+        self._poll = select.poll()
+        for fd in (self._port.fileno(), self._port.monitor_fileno(), self._wake_read):
+            self._poll.register(fd, select.POLLIN)
+
+    # --- what the client calls -------------------------------------------------------------------
+
+    def start(self, header: RequestHeader, payload: bytes, deadline_s: float, waiter: Waiter | None) -> Call:
+        """Open a call and send it if the broker is there; never waits."""
+        return self._begin(lambda now_s: self.exchange.open(header, payload, now_s, deadline_s, waiter))
+
+    def start_control(self, request: ControlRequest, deadline_s: float, waiter: Waiter) -> Call:
+        return self._begin(lambda now_s: self.exchange.open_control(request, now_s, deadline_s, waiter))
+
+    def wait(self, call: Call, waiter: Waiter) -> None:
+        """Sleep until the call has news; it always gets some, because every call has a deadline."""
+        self._wait(lambda: call.news, waiter)
+
+    def wait_any(self, waiter: Waiter) -> None:
+        """Sleep until one of the waiter's calls has finished."""
+        self._wait(lambda: bool(waiter.finished), waiter)
+
+    def abandon(self, call: Call) -> None:
+        """Cancel from a finalizer, which may run in a thread that holds the lock: never waits for it."""
+        self._abandoned.append(call)
+        if os.getpid() == self._pid and self._lock.acquire(blocking=False):
+            try:
+                self._drain()
+            finally:
+                self._lock.release()
+
+    def cancel(self, call: Call) -> None:
+        """End a call and tell the broker; nothing happens when it has ended."""
+        if os.getpid() != self._pid:
+            return  # a copy made by fork: the call is the parent's
+        with self._lock:
+            if not self._closed and self.exchange.cancel(call):
+                self._port.send(self.exchange.cancel_frames(call))
+            self._notify(call)
+            self._drain()
+
+    def cancel_ids(self, request_ids: set[bytes] | None) -> int:
+        """Cancel open calls by id, all for None. How many there were."""
+        with self._lock:
+            pending = self.exchange.pending
+            calls = [
+                call
+                for request_id, call in pending.items()
+                if request_ids is None or request_id in request_ids
+            ]
+            for call in calls:
+                if self.exchange.cancel(call):
+                    self._port.send(self.exchange.cancel_frames(call))
+                self._notify(call)
+            return len(calls)
+
+    def refresh(self, header: RequestHeader, payload: bytes, deadline_s: float) -> bool:
+        """Send a request nobody waits for; False when it cannot be sent at once."""
+        call = self.start(header, payload, deadline_s, None)
+        if call.sent:
+            return True
+        self.cancel(call)
+        return False
+
+    def in_flight(self) -> list[str]:
+        with self._lock:
+            return [request_id.hex() for request_id in self.exchange.pending]
+
+    def close(self) -> None:
+        """End every call with Cancelled, tell the broker, free the socket."""
+        with self._lock:
+            if self._closed:
+                return
+            exchange, port = self.exchange, self._port
+            for call in list(exchange.pending.values()):
+                if exchange.cancel(call, "the client was closed"):
+                    port.send(exchange.cancel_frames(call))
+                self._notify(call)
+            until_s = time.monotonic() + CLOSE_WAIT_S
+            # Without the broker's word a cancellation may still be in our own queue, which closing drops.
+            while exchange.cancelling and (left_s := until_s - time.monotonic()) > 0 and self._leader is None:
+                self._poll.poll(left_s * 1000)
+                self._drain()
+            port.send(protocol.frames(protocol.DISCONNECT, b""))
+            self._closed = True
+            self._wake()
+            leaderless = self._leader is None
+        if not leaderless:
+            self._idle.wait(MAX_SLEEP_S)
+        with self._lock:
+            self._port.close()
+            self._hub.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _begin(self, opening: Callable[[float], Call]) -> Call:
+        with self._lock:
+            if self._closed:
+                raise Cancelled("the client is closed")
+            self._connection_events()  # before sending: what was sent before a loss is sent again
+            now_s = time.monotonic()
+            call = opening(now_s)
+            if self._port.send(self.exchange.frames(call, now_s)):
+                self.exchange.sent(call)
+            self._drain()
+            return call
+
+    def _wait(self, done: Callable[[], bool], waiter: Waiter) -> None:
+        if os.getpid() != self._pid:
+            raise StreamInterrupted("this stream was begun before the process was forked; begin it anew")
+        lock = self._lock
+        lock.acquire()
+        try:
+            while not done():
+                self._expire()
+                if done():
+                    break
+                if self._closed:
+                    raise DaemonUnavailable("the client was closed")
+                timeout_s = min(MAX_SLEEP_S, max(0.0, self.exchange.due_s - time.monotonic()))
+                if self._leader is None:
+                    self._lead(waiter, timeout_s)
+                else:
+                    self._follow(waiter, timeout_s)
+        finally:
+            if self._leader is None:
+                if self._closed:
+                    self._idle.set()
+                for follower in self._followers:
+                    follower.signal()
+                    break
+            lock.release()
+
+    def _lead(self, waiter: Waiter, timeout_s: float) -> None:
+        self._leader = waiter
+        self._lock.release()
+        try:
+            ready = self._poll.poll(timeout_s * 1000 + 0.999)
+        finally:
+            self._lock.acquire()
+            self._leader = None
+        if len(ready) > 1 or (ready and ready[0][0] == self._wake_read):
+            try:
+                os.read(self._wake_read, 4096)
+            except BlockingIOError:
+                pass
+        self._drain()
+
+    def _follow(self, waiter: Waiter, timeout_s: float) -> None:
+        self._followers[waiter] = None
+        self._lock.release()
+        try:
+            waiter.semaphore.acquire(timeout=timeout_s)
+        finally:
+            self._lock.acquire()
+            self._followers.pop(waiter, None)
+            if waiter.signalled:
+                waiter.signalled = False
+                waiter.semaphore.acquire(blocking=False)
+
+    def _drain(self) -> None:
+        """Receive all there is, see to the connection, send what waits to be sent."""
+        if self._closed:
+            return
+        exchange, port = self.exchange, self._port
+        while self._abandoned:
+            left = self._abandoned.popleft()
+            if exchange.cancel(left):
+                port.send(exchange.cancel_frames(left))
+        while True:
+            messages = port.receive()
+            if not messages:
+                break
+            now_s = time.monotonic()
+            for parts in messages:
+                call = exchange.receive(parts, now_s)
+                if call is not None:
+                    self._notify(call)
+        self._connection_events()
+        if exchange.unsent:
+            now_s = time.monotonic()
+            for call in list(exchange.unsent.values()):
+                if not port.send(exchange.frames(call, now_s)):
+                    break
+                exchange.sent(call)
+            if port.readable():
+                self._drain()
+
+    def _connection_events(self) -> None:
+        for event in self._port.connection_events():
+            if event is ConnectionEvent.DOWN:
+                self.exchange.lost(time.monotonic())
+                self._expire()
+                self._wake()
+
+    def _expire(self) -> None:
+        for call in self.exchange.expire(time.monotonic()):
+            if call.sent and not self._closed:
+                self._port.send(self.exchange.cancel_frames(call))
+            self._notify(call)
+
+    def _notify(self, call: Call) -> None:
+        waiter: Any = call.waiter
+        if waiter is None:
+            return
+        if call.ended:
+            waiter.finished.append(call)
+        if waiter is self._leader:
+            self._wake()
+        elif waiter in self._followers:
+            waiter.signal()
+
+    def _wake(self) -> None:
+        """Get the leader out of its sleep."""
+        if self._leader is not None:
+            try:
+                os.write(self._wake_write, b"w")
+            except BlockingIOError:
+                pass  # it has been woken many times already
