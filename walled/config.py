@@ -7,17 +7,17 @@ with this schema.
 
 from __future__ import annotations
 
-import difflib
 import os
-import tempfile
-import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
-import platformdirs
 
 from walled.errors import ConfigError
+
+# Imported where used, because five processes pay for them at every start and need them hardly ever:
+# difflib, platformdirs, tempfile, tomllib.
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -236,6 +236,8 @@ def load(path: str | Path | None) -> Config:
     """The checked configuration of a TOML file, or the defaults for None. Raises ConfigError."""
     if path is None:
         return from_plain({}, "defaults")
+    import tomllib
+
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as exc:
@@ -295,7 +297,7 @@ def _unknown_keys(data: Any, schema: Any, path: str) -> list[str]:
         if key in fields:
             problems += _unknown_keys(value, fields[key], f"{path}{key}.")
         elif key != tag:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            near = _nearest(key, fields, n=1, cutoff=0.5)
             hint = f"did you mean `{path}{near[0]}`?" if near else f"valid keys: {', '.join(sorted(fields))}"
             problems.append(f"{path}{key}: unknown key; {hint}")
     return problems
@@ -313,7 +315,7 @@ def _struct_of(data: dict[str, Any], schema: Any, path: str, problems: list[str]
     kind = data.get("kind")
     if kind in tags:
         return tags[kind]
-    near = difflib.get_close_matches(str(kind), [str(tag) for tag in tags], n=1)
+    near = _nearest(str(kind), [str(tag) for tag in tags], n=1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
     wanted = ", ".join(f'"{tag}"' for tag in tags)
     problems.append(f"{path}kind: expected one of {wanted}, got {kind!r}{hint}")
@@ -331,7 +333,7 @@ def _impossible(config: Config) -> list[str]:
         if name == "auto" and len(names) == 1:
             continue
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "auto"], n=1)
+            near = _nearest(name, [*known, "auto"], n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted([*known, 'auto']))}"
             problems.append(f'backend: no backend is named "{name}"; {hint}')
             continue
@@ -375,7 +377,7 @@ def _option_problems(backend: BackendConfig, path: str) -> list[str]:
     problems = []
     for key in backend.default_options:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = _nearest(key, fields, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(fields)}"
             problems.append(f"{path}.{key}: unknown option; {hint}")
     if not problems:
@@ -385,6 +387,13 @@ def _option_problems(backend: BackendConfig, path: str) -> list[str]:
             text, _, where = str(exc).partition(" - at `$")
             problems.append(f"{path}{where.rstrip('`')}: {text}")
     return problems
+
+
+def _nearest(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known words most like one that is not known."""
+    import difflib
+
+    return difflib.get_close_matches(word, list(known), n=n, cutoff=cutoff)
 
 
 # --- paths -----------------------------------------------------------------------------------------
@@ -405,6 +414,8 @@ def default_run_dir() -> Path:
         value = os.environ.get(variable, "").split(":")[0]
         if value:
             return Path(value, suffix).absolute()
+    import tempfile
+
     uid = os.getuid() if hasattr(os, "getuid") else 0
     return Path(tempfile.gettempdir(), f"walled-{uid}")
 
@@ -420,6 +431,8 @@ def default_cache_dir() -> Path:
         value = os.environ.get(variable, "").split(":")[0]
         if value:
             return Path(value).absolute()
+    import platformdirs
+
     return Path(platformdirs.user_cache_dir("walled"))
 
 
