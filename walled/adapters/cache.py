@@ -334,7 +334,7 @@ class CacheWriter(CacheReader):
                 txn.put(b"turn", turn, db=env.meta)
 
     def put_meta(self, metas: Sequence[ModelMeta]) -> int:
-        """Store model descriptions, each under its name; how many are there now. Unchanged ones cost nothing."""
+        """Store model descriptions, each under its name; how many are there. Unchanged ones cost nothing."""
         values = {meta_key(meta.name): pack_meta(meta_key(meta.name), meta) for meta in metas}
         if not self._closed:
             self._env.verify()

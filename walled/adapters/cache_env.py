@@ -94,6 +94,8 @@ class Environment:
         """Goes up with every opening: what was remembered from the last one may be void."""
         self.problem = ""
         """Why nothing is open, for people; "" when all is well."""
+        self.damaged = False
+        """The last failed opening said that the file itself is broken."""
         self.users = 0
         self._env: lmdb.Environment | None = None
         self._handles: tuple[Any, ...] = ()
@@ -119,6 +121,7 @@ class Environment:
                 except StoreError as exc:
                     self._failed = True
                     self._close()
+                    self.damaged = is_damage(exc)
                     self.problem = f"{self.directory}: {_describe(exc)}"
         return self.reading is not None
 
@@ -304,6 +307,22 @@ class Environment:
 
 def _pages(stat: Any) -> int:
     return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+
+def structural_problems(directory: Path) -> list[str]:
+    """What is wrong with the file's pages, walked as plain bytes, so that no damage can crash the walker.
+
+    Only a file that nobody writes can be judged. Not to be called by a process that serves: it reads it all.
+    """
+    from lmdb import verify
+
+    try:
+        problems: list[str] = verify.verify(os.fspath(directory))  # type: ignore[no-untyped-call]
+    except verify.VerifyError as exc:
+        return [str(exc)]
+    except (IndexError, ValueError, OverflowError, MemoryError) as exc:
+        return [f"{type(exc).__name__}: {exc}"]  # sizes that no sound file has
+    return problems
 
 
 def is_damage(exc: BaseException) -> bool:

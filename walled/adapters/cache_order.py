@@ -51,6 +51,24 @@ def oldest_s(txn: Transaction, env: Environment) -> float | None:
     return None if found is None else _moment_s(found)
 
 
+def scrub(txn: Transaction, env: Environment) -> tuple[int, int]:
+    """Read every record as a reader would, and remove damaged ones; how many were there, how many left."""
+    entries = 0
+    damaged = []
+    for key, value in txn.cursor(env.answers):
+        entries += 1
+        try:
+            unpack_record(key, value)
+        except Damaged:
+            damaged.append(key)
+    for key, _ in txn.cursor(env.answers):
+        if txn.get(key, db=env.answers) is None:
+            damaged.append(key)
+    for key in damaged:
+        txn.delete(key, db=env.answers)
+    return entries, len(damaged)
+
+
 class Order:
     """The records within one write transaction, in the order of their leaving."""
 
