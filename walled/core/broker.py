@@ -158,7 +158,7 @@ class Broker:
             self._refuse(waiter, refusal)
             return
         self._next_job += 1
-        job = Job(self._next_job.to_bytes(8, "big"), waiter.client, model, event.payload, rank)
+        job = Job(self._next_job.to_bytes(8, "big"), waiter.client, model, event.payload, rank, now)
         job.waiters.append(waiter)
         waiter.job = job
         job.store = chosen.store

@@ -111,9 +111,9 @@ class Dispatcher:
             if not residence.limit:
                 continue
             oldest = [
-                (lane.model, head[1])
+                (lane.model, since)
                 for lane in self.waiting.values()
-                if self.metas[lane.model].backend == backend and (head := lane.head()) is not None
+                if self.metas[lane.model].backend == backend and (since := lane.oldest_s()) is not None
             ]
             residence.consider_switch(
                 oldest, now, max_wait_s=limits.max_wait_s, min_residence_s=limits.min_residence_s

@@ -37,12 +37,16 @@ class Job:
     """One generation: waiting in a lane, running at a worker, or abandoned there."""
 
     __slots__ = (
-        "attempt", "client", "dispatched_s", "emitted", "emitted_bytes", "entered_s", "job_id", "key", "lane",
-        "payload", "payload_bytes", "queued", "rank", "replayable", "store", "streaming", "waiters", "worker",
+        "attempt", "client", "created_s", "dispatched_s", "emitted", "emitted_bytes", "job_id", "key", "lane",
+        "payload", "payload_bytes", "queued", "rank", "replayable", "store", "streaming", "ticket",
+        "waiters", "worker",
     )  # fmt: skip
 
-    def __init__(self, job_id: bytes, client: bytes, lane: str, payload: bytes, rank: int) -> None:
+    def __init__(
+        self, job_id: bytes, client: bytes, lane: str, payload: bytes, rank: int, now: float
+    ) -> None:
         self.job_id = job_id
+        self.created_s = now
         self.client = client
         """Whose turn it takes: the first caller's."""
         self.lane = lane
@@ -56,7 +60,8 @@ class Job:
         self.waiters: list[Waiter] = []
         self.worker: Worker | None = None
         self.queued = False
-        self.entered_s = 0.0
+        self.ticket = 0
+        """Of its present place in the lane."""
         self.dispatched_s = 0.0
         self.attempt = 1
         self.streaming = False

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from walled.core.flights import Job
 
 CLASSES = 3
+_Entry: TypeAlias = "tuple[float, int, Job]"
+"""(time of entry into its class, ticket of that entry, job)."""
 
 
 class Lane:
@@ -30,7 +32,8 @@ class Lane:
         self.service_s = 0.0
         """Moving average of dispatch-to-ending; 0 until something has finished."""
         self._turns: list[OrderedDict[bytes, deque[Job]]] = [OrderedDict() for _ in range(CLASSES)]
-        self._ages: list[deque[tuple[float, Job]]] = [deque() for _ in range(CLASSES)]
+        self._ages: list[deque[_Entry]] = [deque() for _ in range(CLASSES)]
+        self._tickets = 0
 
     def push(self, job: Job, now: float) -> None:
         """Add a job at the end of its client's line."""
@@ -39,27 +42,28 @@ class Lane:
 
     def push_front(self, job: Job, now: float) -> None:
         """Put back a job that had its turn already: its worker died."""
-        job.rank = 0
-        job.entered_s = now
-        job.queued = True
         turns = self._turns[0]
         turns.setdefault(job.client, deque()).appendleft(job)
         turns.move_to_end(job.client, last=False)
-        self._ages[0].appendleft((now, job))
-        self.by_class[0] += 1
+        self._ages[0].appendleft(self._admit(job, 0, now))
         self.count += 1
 
     def _enter(self, job: Job, rank: int, now: float) -> None:
-        job.rank = rank
-        job.entered_s = now
-        job.queued = True
+        entry = self._admit(job, rank, now)
         line = self._turns[rank].get(job.client)
         if line is None:
             self._turns[rank][job.client] = deque((job,))
         else:
             line.append(job)
-        self._ages[rank].append((now, job))
+        self._ages[rank].append(entry)
+
+    def _admit(self, job: Job, rank: int, now: float) -> _Entry:
+        self._tickets += 1
+        job.ticket = self._tickets
+        job.rank = rank
+        job.queued = True
         self.by_class[rank] += 1
+        return now, self._tickets, job
 
     def drop(self, job: Job) -> None:
         """A waiting job ended (cancelled, expired): stop counting it."""
@@ -79,26 +83,31 @@ class Lane:
         """Move up what has waited long enough in its class."""
         for rank in range(1, CLASSES):
             ages = self._ages[rank]
-            while ages and (not _is_at(ages[0], rank) or ages[0][0] + age_step_s <= now):
-                entered_s, job = ages.popleft()
-                if _is_at((entered_s, job), rank):
+            while ages and (not _holds(ages[0]) or ages[0][0] + age_step_s <= now):
+                entry = ages.popleft()
+                job = entry[2]
+                if _holds(entry):
                     # Lines are in order of entry, so the oldest of the class stands first in its client's.
                     self._turns[rank][job.client].remove(job)
                     self.by_class[rank] -= 1
                     self._enter(job, rank - 1, now)
         ages = self._ages[0]
-        while ages and not _is_at(ages[0], 0):
+        while ages and not _holds(ages[0]):
             ages.popleft()
 
     def head(self) -> tuple[int, float] | None:
-        """(class, time of entry) of the most urgent waiting job: what lanes are compared by."""
+        """(class, arrival) of the most urgent waiting job: what lanes are compared by."""
         for rank in range(CLASSES):
             ages = self._ages[rank]
-            while ages and not _is_at(ages[0], rank):
+            while ages and not _holds(ages[0]):
                 ages.popleft()
             if ages:
-                return rank, ages[0][0]
+                return rank, ages[0][2].created_s
         return None
+
+    def oldest_s(self) -> float | None:
+        """Arrival of the job that has waited longest; None when none waits. Visits every waiting job."""
+        return min((job.created_s for job in self.waiting()), default=None)
 
     def pop(self) -> Job | None:
         """The job whose turn it is: best class first, clients in rotation."""
@@ -133,11 +142,10 @@ class Lane:
     def waiting(self) -> Iterator[Job]:
         """The live waiting jobs, roughly in the order they will start."""
         for rank in range(CLASSES):
-            for _, job in [entry for entry in self._ages[rank] if _is_at(entry, rank)]:
-                yield job
+            yield from [entry[2] for entry in self._ages[rank] if _holds(entry)]
 
 
-def _is_at(entry: tuple[float, Job], rank: int) -> bool:
+def _holds(entry: _Entry) -> bool:
     """Whether an age entry still speaks of a waiting job (it may have started, ended or moved up)."""
-    entered_s, job = entry
-    return job.queued and job.rank == rank and job.entered_s == entered_s
+    _, ticket, job = entry
+    return job.queued and job.ticket == ticket
