@@ -177,7 +177,7 @@ class Supervision:
         """A child without its link cannot be told anything: it is ending, or will be ended."""
         found = self._find(ident)
         if found is not None and found[1].phase != "stopping":
-            found[1].phase, found[1].phase_since_s = "stopping", now_s
+            found[1].phase, found[1].phase_since_s, found[1].beat_s = "stopping", now_s, now_s
 
     def _exited(self, exited: Exited, now_s: float) -> None:
         found = self._find(exited.ident)
@@ -298,7 +298,8 @@ class Supervision:
             if now_s - life.beat_s > settings.hang_timeout_s:
                 self._kill_unsound(life.ident, f"silent for {now_s - life.beat_s:.1f} s")
         elif life.phase == "stopping":
-            if life.kill_at_s is None and now_s - life.phase_since_s > settings.stop_timeout_s:
+            # The broker may go on saying so: drained, it waits to be told that the workers are gone.
+            if life.kill_at_s is None and now_s - life.beat_s > settings.stop_timeout_s:
                 self._kill_unsound(life.ident, "said it stops and did not")
         elif now_s - life.phase_since_s > settings.start_timeout_s:
             self._kill_unsound(life.ident, f"not ready after {settings.start_timeout_s:g} s")
