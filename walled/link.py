@@ -87,5 +87,5 @@ def unpack(data: bytes) -> Message:
     """Raises ProtocolError (reason `link`)."""
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ProtocolError(f"link message: {exc}", reason="link") from None

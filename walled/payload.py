@@ -29,6 +29,7 @@ MAX_STOPS = 16
 MAX_JSON_BYTES = 256 * 1024
 """Cap on one JSON-valued field; parsed JSON costs up to about 20 times its text in memory."""
 MAX_JSON_DEPTH = 64
+"""Levels of lists and objects in one JSON-valued field."""
 
 Kind = Literal["chat", "generate", "embed"]
 
@@ -116,15 +117,43 @@ _answer_decoder = msgspec.msgpack.Decoder(Answer)
 def canonical_json(value: Any, what: str) -> str:
     """The one JSON text for a value: sorted keys, no white space, UTF-8 kept. `what` names it in errors.
 
-    Raises BadRequest when the value is not JSON, TooLarge past MAX_JSON_BYTES.
+    Raises BadRequest when the value is not JSON or nests past MAX_JSON_DEPTH, TooLarge past MAX_JSON_BYTES.
     """
+    _check_json_depth(value, what)
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
         raise BadRequest(f"{what} is not a JSON value: {exc}") from None
-    if len(text) > MAX_JSON_BYTES:
-        raise TooLarge(f"{what} is {len(text)} characters of JSON; at most {MAX_JSON_BYTES} are taken")
+    _check_json_size(text, what)
     return text
+
+
+def _check_json_size(text: str, what: str) -> None:
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} is not valid Unicode (a lone surrogate)") from None
+    if size > MAX_JSON_BYTES:
+        raise TooLarge(f"{what} is {size} bytes of JSON; at most {MAX_JSON_BYTES} are taken")
+
+
+def _check_json_depth(value: Any, what: str) -> None:
+    """Level by level and without recursion, so that no depth can hurt us; a level holds each container once."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        inner: dict[int, Any] = {}
+        for outer in level:
+            if isinstance(outer, dict):
+                items: Any = outer.values()
+            elif isinstance(outer, list | tuple):
+                items = outer
+            else:
+                continue
+            inner.update((id(item), item) for item in items if isinstance(item, dict | list | tuple))
+        if not inner:
+            return
+        level = list(inner.values())
+    raise BadRequest(f"{what} nests deeper than {MAX_JSON_DEPTH} levels")
 
 
 def request_from(fields: dict[str, Any]) -> Request:
@@ -236,9 +265,27 @@ def unpack_request(data: bytes | memoryview) -> Request:
     otherwise only loses hits.
     """
     try:
-        return checked(_request_decoder.decode(data))
-    except (msgspec.DecodeError, RecursionError) as exc:  # ValidationError is a DecodeError
+        request = checked(_request_decoder.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequest(f"payload: {exc}") from None
+    _check_json_texts(request)
+    return request
+
+
+def _check_json_texts(request: Request) -> None:
+    """What a foreign client put into the JSON-valued fields, before an adapter parses it."""
+    if request.format and request.format != "json":
+        _check_json_text(request.format, "format")
+    if request.tools:
+        _check_json_text(request.tools, "tools")
+    for message in request.messages:
+        if message.tool_calls:
+            _check_json_text(message.tool_calls, "tool_calls")
+
+
+def _check_json_text(text: str, what: str) -> None:
+    _check_json_size(text, what)
+    _check_json_depth(_parsed(text, what), what)
 
 
 def pack_answer(answer: Answer) -> bytes:
@@ -248,7 +295,10 @@ def pack_answer(answer: Answer) -> bytes:
 
 def unpack_answer(data: bytes | memoryview) -> Answer:
     """Decode an answer. Raises msgspec.DecodeError when the bytes are not one."""
-    return _answer_decoder.decode(data)
+    try:
+        return _answer_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as exc:
+        raise msgspec.DecodeError(str(exc)) from None
 
 
 def deterministic(request: Request) -> bool:

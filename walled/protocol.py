@@ -37,6 +37,8 @@ MAX_REQUEST_ID_BYTES: Final = 32
 MAX_PAYLOAD_BYTES: Final = 32 * 1024 * 1024
 """Hard cap (ZMQ_MAXMSGSIZE) of one frame; the configuration may only lower it."""
 MAX_DEADLINE_MS: Final = 24 * 3600 * 1000
+MAX_ERROR_CHARS: Final = 1024
+MAX_ERROR_BYTES: Final = 3072
 
 # Message types. One byte each; stable for ever.
 REQUEST: Final = b"\x01"  # client -> broker, broker -> worker
@@ -154,7 +156,7 @@ class ErrorHeader(_Header, frozen=True):
     """Ends a request badly (ERROR, BUSY), or refuses a frame."""
 
     code: Label
-    message: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    message: Annotated[str, msgspec.Meta(max_length=MAX_ERROR_CHARS)] = ""
     retryable: bool = False
     retry_after_s: float | None = None
 
@@ -205,6 +207,9 @@ class Envelope(NamedTuple):
 
 
 H = TypeVar("H", bound=_Header)
+
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that a decoder raises on hostile bytes; text that is not UTF-8 is not a DecodeError to msgspec."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[_Header], msgspec.msgpack.Decoder[Any]] = {
@@ -258,16 +263,17 @@ def decode_header(cls: type[H], data: bytes) -> H:
     """Unpack a header. Raises ProtocolError (reason `header`) naming the offending field."""
     try:
         header: H = _decoders[cls].decode(data)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except _UNDECODABLE as exc:
         raise ProtocolError(f"{cls.__name__}: {exc}", reason="header") from None
     return header
 
 
 def error_header(error: WalledError) -> ErrorHeader:
-    """The wire form of an error."""
+    """The wire form of an error. The message is cut so that the header always fits MAX_HEADER_BYTES."""
+    message = error.message[:MAX_ERROR_CHARS].encode("utf-8", "replace")[:MAX_ERROR_BYTES]
     return ErrorHeader(
         code=error.code,
-        message=error.message[:1024],
+        message=message.decode("utf-8", "ignore"),
         retryable=error.retryable,
         retry_after_s=error.retry_after_s,
     )
@@ -296,7 +302,7 @@ def unpack_control(data: bytes) -> ControlRequest:
     """Raises ProtocolError (reason `control`)."""
     try:
         return _control_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except _UNDECODABLE as exc:
         raise ProtocolError(f"control request: {exc}", reason="control") from None
 
 
@@ -314,5 +320,5 @@ def unpack_map(data: bytes, max_bytes: int = 1024 * 1024) -> dict[str, Any]:
         raise ProtocolError(f"map of {len(data)} bytes; at most {max_bytes} are taken", reason="map_size")
     try:
         return _map_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except _UNDECODABLE as exc:
         raise ProtocolError(f"map: {exc}", reason="map") from None
