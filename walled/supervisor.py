@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,14 @@ from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError, ProtocolError
 
 log = logging.getLogger(__name__)
 
-Vet = Callable[[Config], None]
-"""Looks at the cache before anybody opens it; see walled/__main__.py."""
+VET_TIMEOUT_S = 10.0
+"""Longest look at the cache before the children may open it."""
 
 
 def run(
     config_path: Path | None,
     config: Config,
     *,
-    vet: Vet | None = None,
     child_command: Sequence[str] = process.CHILD_COMMAND,
 ) -> int:
     """Be the daemon until it ends; returns the exit status. Raises BootError when it cannot begin."""
@@ -57,7 +56,7 @@ def run(
         )
         supervisor = Supervisor(config_path, config, lock.directory, child_command)
         try:
-            return supervisor.run(vet)
+            return supervisor.run()
         finally:
             supervisor.close()
             lock.remove_sockets(addresses)
@@ -89,14 +88,13 @@ class Supervisor:
         self._over: posts.Over | None = None
         self._holding = False
 
-    def run(self, vet: Vet | None) -> int:
+    def run(self) -> int:
         """Start everybody, keep everybody alive, return the exit status of the daemon."""
         self._catch_signals()
         # The children import their modules while the cache is looked at; none opens it before its Spawn.
         self._holding = True
         self._carry_out(self._core.begin(time.monotonic()))
-        if vet is not None:
-            vet(self._config)
+        self._vet_cache()
         self._holding = False
         for start in self._unborn:
             self._tell_spawn(start)
@@ -132,6 +130,25 @@ class Supervisor:
         self._selector.close()
         self._wakeup.close()
         self._wakeup_end.close()
+
+    def _vet_cache(self) -> None:
+        """Let a child that may die of it look whether the cache is sound; a bad one is set aside."""
+        if not self._config.cache.enabled:
+            return
+        from walled.adapters import cache_check
+
+        directory = configuration.cache_dir(self._config)
+        verdict = cache_check.vet(directory, VET_TIMEOUT_S)
+        if verdict.status == "set_aside":
+            log.error(
+                "cache: %s; set aside as %s, starting with an empty one",
+                verdict.detail,
+                ", ".join(verdict.moved),
+            )
+        elif verdict.status == "unknown":
+            log.warning("cache: could not be checked and is used as it is: %s", verdict.detail)
+        elif verdict.removed:
+            log.warning("cache: %d damaged records removed", verdict.removed)
 
     # --- what comes in -----------------------------------------------------------------------------
 
