@@ -50,14 +50,14 @@ class Options(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, fr
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
-class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True):
-    """One turn of a conversation."""
+class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One turn of a conversation. Field order is key order."""
 
-    role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     images: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_IMAGES)] = ()
     """Encoded images (PNG, JPEG, WebP) as the backend takes them."""
     name: str = ""
+    role: Literal["system", "user", "assistant", "tool"]
     tool_call_id: str = ""
     tool_calls: str = ""
     """Canonical JSON text of the calls an assistant turn made; empty when none."""
@@ -67,15 +67,15 @@ _NO_OPTIONS = Options()
 _FLOAT_OPTIONS = ("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p")
 
 
-class Request(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True):
+class Request(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What is asked of a model, and nothing about how the answer travels. Field order is key order."""
 
-    kind: Kind
     format: str = ""
     """"json", or the canonical JSON text of a JSON schema the answer must satisfy."""
     images: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_IMAGES)] = ()
     input: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_INPUTS)] = ()
     """Texts to embed (kind `embed`)."""
+    kind: Kind
     messages: Annotated[tuple[Message, ...], msgspec.Meta(max_length=MAX_MESSAGES)] = ()
     options: Options = _NO_OPTIONS
     prompt: str = ""
@@ -138,7 +138,7 @@ def _check_json_size(text: str, what: str) -> None:
 
 
 def _check_json_depth(value: Any, what: str) -> None:
-    """Level by level and without recursion, so that no depth can hurt us; a level holds each container once."""
+    """Level by level, without recursion: no depth can hurt us. A level holds each container once."""
     level = [value]
     for _ in range(MAX_JSON_DEPTH + 1):
         inner: dict[int, Any] = {}
@@ -235,7 +235,9 @@ def pack_request(request: Request) -> bytes:
     """The canonical bytes of a request: equal meaning, equal bytes. Raises BadRequest on unencodable text."""
     options = request.options
     if options is not _NO_OPTIONS:
-        request = msgspec.structs.replace(request, options=_positive_zeros(options))
+        # msgspec leaves a default out by identity: options in which nothing is set must be that very object
+        options = _NO_OPTIONS if options == _NO_OPTIONS else _positive_zeros(options)
+        request = msgspec.structs.replace(request, options=options)
     try:
         return _encoder.encode(request)
     except UnicodeEncodeError:

@@ -9,8 +9,8 @@ processes, pipes, signals, clocks, randomness (walled/supervisor.py has them). T
 
 from __future__ import annotations
 
-import signal
 from collections import deque
+from signal import Signals
 from typing import Any
 
 from walled.core import restart
@@ -509,6 +509,6 @@ def exit_words(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit status {exit_code}"
     try:
-        return f"killed by {signal.Signals(-exit_code).name}"
+        return f"killed by {Signals(-exit_code).name}"
     except ValueError:
         return f"killed by signal {-exit_code}"
