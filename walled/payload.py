@@ -50,14 +50,14 @@ class Options(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, fr
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
-class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One turn of a conversation. Field order is key order."""
+class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True):
+    """One turn of a conversation."""
 
+    role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     images: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_IMAGES)] = ()
     """Encoded images (PNG, JPEG, WebP) as the backend takes them."""
     name: str = ""
-    role: Literal["system", "user", "assistant", "tool"]
     tool_call_id: str = ""
     tool_calls: str = ""
     """Canonical JSON text of the calls an assistant turn made; empty when none."""
@@ -67,15 +67,15 @@ _NO_OPTIONS = Options()
 _FLOAT_OPTIONS = ("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p")
 
 
-class Request(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What is asked of a model, and nothing about how the answer travels. Field order is key order."""
+class Request(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, frozen=True):
+    """What is asked of a model, and nothing about how the answer travels."""
 
+    kind: Kind
     format: str = ""
     """"json", or the canonical JSON text of a JSON schema the answer must satisfy."""
     images: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_IMAGES)] = ()
     input: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_INPUTS)] = ()
     """Texts to embed (kind `embed`)."""
-    kind: Kind
     messages: Annotated[tuple[Message, ...], msgspec.Meta(max_length=MAX_MESSAGES)] = ()
     options: Options = _NO_OPTIONS
     prompt: str = ""
@@ -109,7 +109,8 @@ class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
     usage: Usage = Usage()
 
 
-_encoder = msgspec.msgpack.Encoder()
+# Sorted, because the classes declare required fields first and the wire's key order is the alphabet's.
+_encoder = msgspec.msgpack.Encoder(order="sorted")
 _request_decoder = msgspec.msgpack.Decoder(Request)
 _answer_decoder = msgspec.msgpack.Decoder(Answer)
 

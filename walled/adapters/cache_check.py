@@ -4,10 +4,11 @@ May live here: `vet` for the supervisor's start (which must not import LMDB, so 
 module), and the child, `python -m walled.adapters.cache_check DIRECTORY SECONDS`. May not: repair.
 
 LMDB trusts its pages: one damaged page number is SIGSEGV, a truncated file SIGBUS, in whoever reads. So
-before anything else opens the file a sacrificial child walks its whole structure as plain bytes (lmdb.verify),
-then through LMDB, verifies every record, removes damaged ones, and makes a trial commit. A child that finds
-damage, crashes, or hangs on a file that looked wrong condemns the files: they are renamed aside and the daemon
-starts cold. A child that could not tell (no permission, killed by a person, slow disk) condemns nothing.
+before anything else opens the file a sacrificial child walks its whole structure as plain bytes
+(lmdb.verify), then through LMDB, verifies every record, removes damaged ones, and makes a trial commit. A
+child that finds damage, crashes, or hangs on a file that looked wrong condemns the files: they are renamed
+aside and the daemon starts cold. A child that could not tell (no permission, killed by a person, slow disk)
+condemns nothing.
 """
 
 from __future__ import annotations

@@ -209,6 +209,13 @@ class Environment:
         if env is not None:
             env.close()
 
+    def abandon(self) -> None:
+        """Forget what is open without closing it, and the locks: all of it is the parent's of a fork."""
+        self.lock = threading.Lock()
+        self.write_lock = threading.Lock()
+        self._env = None  # lmdb does not close an environment of another process when it is collected
+        self._close()
+
     # --- watching -----------------------------------------------------------------------------------
 
     def verify(self) -> None:
@@ -383,16 +390,25 @@ class _Process:
         return False
 
     def after_fork(self) -> None:
-        """Let go, in the parent and in the child; each reopens at its next read."""
+        """Let go; each side reopens at its next read."""
         while self._frozen:
             self._frozen.pop().release()
+
+    def after_fork_in_child(self) -> None:
+        """Let go, and never touch what could not be closed in time: it is the parent's."""
+        if self._lock not in self._frozen:
+            self._lock = threading.Lock()
+        for env in self._open.values():
+            if env.lock not in self._frozen:
+                env.abandon()
+        self.after_fork()
 
 
 _PROCESS = _Process()
 os.register_at_fork(
     before=_PROCESS.before_fork,
     after_in_parent=_PROCESS.after_fork,
-    after_in_child=_PROCESS.after_fork,
+    after_in_child=_PROCESS.after_fork_in_child,
 )
 acquire = _PROCESS.acquire
 release = _PROCESS.release
