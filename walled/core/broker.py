@@ -165,14 +165,13 @@ class Broker:
         if key is not None and chosen.coalesce:
             job.key = key
             self.flights[key] = job
-        worker = dispatcher.at_once(model, header.session, now)
+        worker = dispatcher.at_once(lane, header.session, now)
         if worker is not None:
             self._start(job, worker, now)
             return
         dispatcher.put(job, now)
         if header.accept:
             self._accepted(waiter, lane, rank)
-        self._dispatch(now)
 
     def _unknown_model(self, waiter: Waiter, event: ev.ClientRequest) -> None:
         if self._expected - {worker.backend for worker in self.dispatcher.fleet.workers.values()}:
@@ -306,7 +305,7 @@ class Broker:
         """Start what can be started, while workers have room."""
         while (job := self.dispatcher.take(now)) is not None:
             for waiter in [waiter for waiter in job.waiters if waiter.deadline_s <= now]:
-                self._expire(waiter)
+                self._expire(waiter)  # drops the job with its last caller
             if not job.waiters:
                 continue
             worker = self.dispatcher.fleet.choose(job.lane, job.waiters[0].header.session)
@@ -483,6 +482,7 @@ class Broker:
         worker.heard_s = now
         worker.slots = event.slots
         worker.shrunk = len(worker.jobs) > event.slots
+        self.dispatcher.fleet.index()
         self._dispatch(now)
 
     def _on_beat(self, event: ev.WorkerBeat, now: float) -> None:
@@ -505,6 +505,7 @@ class Broker:
     def _on_drain_worker(self, event: ev.DrainWorker, now: float) -> None:
         for worker in self.dispatcher.fleet.of_slot(event.worker):
             worker.draining = True
+            self.dispatcher.fleet.index()
             self._tell_drained(worker)
 
     # --- the daemon's life ---------------------------------------------------------------------------

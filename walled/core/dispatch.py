@@ -121,18 +121,22 @@ class Dispatcher:
 
     # --- what starts -----------------------------------------------------------------------------------
 
-    def at_once(self, model: str, session: str, now: float) -> Worker | None:
-        """A worker for a new job when nobody waits and one is free: the common case, without a queue."""
-        if self.waiting or not self._may_start(model, now):
+    def at_once(self, lane: Lane, session: str, now: float) -> Worker | None:
+        """A worker for a new job when none of its lane waits and one has room: the common case.
+
+        It jumps no line: whatever waits in another lane could not start either, or it would have.
+        """
+        if lane.count or not self._may_start(lane.model, now):
             return None
-        return self.fleet.choose(model, session)
+        return self.fleet.choose(lane.model, session)
 
     def take(self, now: float) -> Job | None:
         """Take the next job that can start now from its lane: most urgent class, then longest wait."""
         best: Lane | None = None
         best_head = (99, 0.0)
+        alone = len(self.waiting) == 1
         for lane in self.waiting.values():
-            head = lane.head() if len(self.waiting) > 1 else (0, 0.0)
+            head = (0, 0.0) if alone else lane.head()
             if head is None or (best is not None and head >= best_head):
                 continue
             if self.fleet.choose(lane.model) is not None and self._may_start(lane.model, now):

@@ -51,23 +51,27 @@ class Fleet:
     def __init__(self) -> None:
         self.workers: dict[bytes, Worker] = {}
         self.by_model: dict[str, list[Worker]] = {}
+        self._slots: dict[str, int] = {}
         self._sessions: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, worker: Worker) -> None:
         self.workers[worker.identity] = worker
-        self._index()
+        self.index()
 
     def remove(self, identity: bytes) -> Worker | None:
         worker = self.workers.pop(identity, None)
         if worker is not None:
-            self._index()
+            self.index()
         return worker
 
-    def _index(self) -> None:
-        self.by_model = {}
+    def index(self) -> None:
+        """Build what dispatch reads; to be called after any change of a worker's slots or state."""
+        self.by_model, self._slots = {}, {}
         for worker in self.workers.values():
             for name in worker.models:
                 self.by_model.setdefault(name, []).append(worker)
+                slots = 0 if worker.draining else worker.slots
+                self._slots[name] = self._slots.get(name, 0) + slots
 
     def of_slot(self, slot: int) -> list[Worker]:
         """Workers of a slot number: two while a replacement takes over."""
@@ -75,7 +79,7 @@ class Fleet:
 
     def slots_for(self, model: str) -> int:
         """How many requests of a model can run at once."""
-        return sum(worker.slots for worker in self.by_model.get(model, ()) if not worker.draining)
+        return self._slots.get(model, 0)
 
     def choose(self, model: str, session: str = "") -> Worker | None:
         """The worker that should run one more job of the model now, or None when all are busy.
@@ -86,12 +90,13 @@ class Fleet:
         best_load = 1.0
         home = self._sessions.get(session) if session else None
         for worker in self.by_model.get(model, ()):
-            if worker.draining or len(worker.jobs) >= worker.slots:
+            busy = len(worker.jobs)
+            if busy >= worker.slots or worker.draining:
                 continue
             if worker.identity == home:
                 best = worker
                 break
-            load = len(worker.jobs) / worker.slots
+            load = busy / worker.slots
             if load < best_load:
                 best, best_load = worker, load
         if best is not None and session:
