@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapters.contract import AdapterContract, Started, chat
 
+from tests.adapters.contract import AdapterContract, Started, chat
 from walled import payload as pl
 from walled.adapters.backend import Delta, Done
 from walled.adapters.llamacpp import LlamaCppBackend
 from walled.config import EmbeddedConfig
 from walled.errors import BadRequest, BootError, Cancelled, ContextTooLong
-
 
 SLOTS = 4
 SCHEMA = {
@@ -114,7 +113,7 @@ def test_a_prompt_over_the_window(started: Started) -> None:
 
 
 def test_cancel_during_prefill(started: Started) -> None:
-    """Four prompts of several hundred tokens keep the engine reading for a while; a cancel does not wait for that."""
+    """Four long prompts keep the engine reading for a while; a cancel does not wait for that."""
     jobs = [started.submit(chat(f"{n} more and more words " * 110)) for n in range(SLOTS)]
     began = time.monotonic()
     timer = threading.Timer(0.03, lambda: [started.backend.cancel(job_id) for job_id in jobs])

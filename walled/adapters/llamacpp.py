@@ -324,8 +324,8 @@ def _error(error: dict[str, Any]) -> WalledError:
     if kind == "exceed_context_size_error":
         tokens, window = error.get("n_prompt_tokens", 0), error.get("n_ctx", 0)
         return ContextTooLong(
-            f"the prompt has {tokens} tokens, the context window {window}; shorten the conversation, or raise "
-            "context_tokens as far as the model was trained for"
+            f"the prompt has {tokens} tokens, the context window {window}; shorten the conversation, or "
+            "raise context_tokens as far as the model was trained for"
         )
     if kind == "invalid_request_error":
         if "too large" in message or "context" in message:

@@ -26,11 +26,10 @@ _FINISH: dict[str, FinishReason] = {
 def chat_body(request: Request) -> dict[str, Any]:
     """The body of a streaming chat completion. A `generate` becomes what Ollama makes of it: one user turn,
     after the system text if there is one, through the model's chat template."""
+    turns = [Message(role="system", content=request.system)] if request.system else []
     if request.kind == "generate":
-        turns = [Message("system", request.system)] if request.system else []
-        turns.append(Message("user", request.prompt, images=request.images))
+        turns.append(Message(role="user", content=request.prompt, images=request.images))
     else:
-        turns = [Message("system", request.system)] if request.system else []
         turns.extend(request.messages)
     body: dict[str, Any] = {
         "messages": [_message(turn) for turn in turns],
