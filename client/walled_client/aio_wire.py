@@ -30,6 +30,9 @@ class AsyncWire:
         self.loop = loop
         self.pid = os.getpid()
         self.closed = False
+        self._up = False
+        """A handshake has succeeded since the last loss. Without it nothing is sent: for a moment after a
+        loss the socket still takes messages, into the pipe of the dead connection."""
         self._hub = Hub()
         self._port = self._hub.dealer(endpoint)
         self._port.watch()
@@ -60,7 +63,7 @@ class AsyncWire:
             call = exchange.open(what, payload, now_s, deadline_s, waiter)
         else:
             call = exchange.open_control(what, now_s, deadline_s, waiter)
-        if port.send(exchange.frames(call, now_s)):
+        if self._up and port.send(exchange.frames(call, now_s)):
             exchange.sent(call)
             if port.readable():
                 self.drain()
@@ -113,7 +116,7 @@ class AsyncWire:
                     if not waiter.done():
                         waiter.set_result(None)
         self._connection_events()
-        if exchange.unsent:
+        if exchange.unsent and self._up:
             self._send_unsent()
         if self._quiet is not None and not exchange.cancelling and not self._quiet.done():
             self._quiet.set_result(None)
@@ -130,6 +133,7 @@ class AsyncWire:
 
     def _connection_events(self) -> None:
         for event in self._port.connection_events():
+            self._up = event is ConnectionEvent.UP
             if event is ConnectionEvent.DOWN:
                 self.exchange.lost(time.monotonic())
                 self._expire()

@@ -154,7 +154,7 @@ def chat(settings: Settings, messages: Messages, fields: Mapping[str, Any]) -> A
     settings, options, content = _split(settings, fields, "chat") if fields else (settings, _NO_OPTIONS, None)
     turns: tuple[Message, ...]
     if isinstance(messages, str):
-        turns = (Message("user", messages),)
+        turns = (Message(role="user", content=messages),)
     else:
         try:
             turns = msgspec.convert(messages, _MessageTuple)
@@ -164,19 +164,19 @@ def chat(settings: Settings, messages: Messages, fields: Mapping[str, Any]) -> A
                 {"kind": "chat", "messages": [_plain(m) for m in _listed(messages)]}
             ).messages
     if content is None:
-        request = Request("chat", messages=turns, options=options)
+        request = Request(kind="chat", messages=turns, options=options)
     else:
         system = content.pop("system", "")
         if system:
-            turns = (Message("system", _text(system, "system")), *turns)
+            turns = (Message(role="system", content=_text(system, "system")), *turns)
         if content:
             # Only format and tools need their values brought into canonical form.
             shaped = request_from({"kind": "chat", "messages": ({"role": "user"},), **content})
             request = Request(
-                "chat", messages=turns, options=options, format=shaped.format, tools=shaped.tools
+                kind="chat", messages=turns, options=options, format=shaped.format, tools=shaped.tools
             )
         else:
-            request = Request("chat", messages=turns, options=options)
+            request = Request(kind="chat", messages=turns, options=options)
     return _asked(settings, checked(request))
 
 

@@ -210,7 +210,11 @@ class Client:
         wire = self._shared.wire()
         deadline_s = asked.settings.deadline_s
         header = calls.header(asked, deadline_s, stream=True)
-        return Stream(wire, wire.start(header, asked.payload, deadline_s, Waiter()), None)
+        waiter = Waiter()
+        call = wire.start(header, asked.payload, deadline_s, waiter)
+        stream = Stream(wire, call, None)
+        wire.wait_sent(call, waiter)
+        return stream
 
     def _lookup(self, asked: Asked, started_s: float) -> Reply | None:
         cache = self._shared.cache

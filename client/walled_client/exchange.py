@@ -58,7 +58,7 @@ class Call:
         "parts", "payload", "reach_by_s", "request_id", "sent", "text_seen", "waiter",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917 (once per request: keywords cost time)
+    def __init__(
         self,
         request_id: bytes,
         header: RequestHeader | None,
@@ -129,7 +129,14 @@ class Call:
         assert ending is not None, "the call has not ended"
         if ending.type != protocol.CONTROL:
             raise _wire_error(ending)
-        return protocol.unpack_map(ending.payload, protocol.MAX_PAYLOAD_BYTES)
+        reply = protocol.unpack_map(ending.payload, protocol.MAX_PAYLOAD_BYTES)
+        if reply.get("ok") is False:
+            refusal = reply.get("error")
+            refusal = refusal if isinstance(refusal, dict) else {}
+            raise from_wire(
+                str(refusal.get("code") or "internal"), str(refusal.get("message") or "refused by the daemon")
+            )
+        return reply
 
     def take(self, now_s: float) -> StreamChunk | Reply | None:
         """The next chunk of a stream, the Reply after the last one, None when nothing has come yet.

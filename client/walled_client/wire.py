@@ -60,6 +60,9 @@ class Wire:
         self._followers: dict[Waiter, None] = {}
         self._idle = threading.Event()
         self._abandoned: deque[Call] = deque()
+        self._up = False
+        """A handshake has succeeded since the last loss. Without it nothing is sent: for a moment after a
+        loss the socket still takes messages, into the pipe of the dead connection."""
         self._closed = False
         self._pid = os.getpid()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,6 +86,11 @@ class Wire:
     def wait(self, call: Call, waiter: Waiter) -> None:
         """Sleep until the call has news; it always gets some, because every call has a deadline."""
         self._wait(lambda: call.news, waiter)
+
+    def wait_sent(self, call: Call, waiter: Waiter) -> None:
+        """Sleep until the call is on its way (or has ended): at most the connect timeout."""
+        if not call.sent:
+            self._wait(lambda: call.sent or call.news, waiter)
 
     def wait_any(self, waiter: Waiter) -> None:
         """Sleep until one of the waiter's calls has finished."""
@@ -170,7 +178,7 @@ class Wire:
             self._connection_events()  # before sending: what was sent before a loss is sent again
             now_s = time.monotonic()
             call = opening(now_s)
-            if self._port.send(self.exchange.frames(call, now_s)):
+            if self._up and self._port.send(self.exchange.frames(call, now_s)):
                 self.exchange.sent(call)
             self._drain()
             return call
@@ -247,7 +255,7 @@ class Wire:
                 if call is not None:
                     self._notify(call)
         self._connection_events()
-        if exchange.unsent:
+        if exchange.unsent and self._up:
             now_s = time.monotonic()
             for call in list(exchange.unsent.values()):
                 if not port.send(exchange.frames(call, now_s)):
@@ -258,6 +266,7 @@ class Wire:
 
     def _connection_events(self) -> None:
         for event in self._port.connection_events():
+            self._up = event is ConnectionEvent.UP
             if event is ConnectionEvent.DOWN:
                 self.exchange.lost(time.monotonic())
                 self._expire()

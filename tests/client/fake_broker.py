@@ -129,7 +129,8 @@ class FakeBroker:
                 for parts in port.receive():
                     message = protocol.parse(parts[1:])
                     self.seen.put(message)
-                    self.behaviour(Peer(port, parts[0], message))
+                    if message.type != protocol.DISCONNECT:
+                        self.behaviour(Peer(port, parts[0], message))
         finally:
             port.close()
             hub.close()
