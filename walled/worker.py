@@ -245,11 +245,17 @@ class Worker:
             self._fail(envelope.request_id, InternalError("the backend adapter failed to begin the job"))
 
     def _control(self, envelope: wire.Envelope, now: float) -> None:
-        if wire.unpack_map(envelope.payload).get("op") != "stream":
-            raise ProtocolError("the only control of a worker is `stream`", reason="control")
+        order = wire.unpack_map(envelope.payload)
         job = self._jobs.find(envelope.request_id)
-        if job is not None:
-            self._partial(self._jobs.start_streaming(job, now))
+        match order:
+            case {"op": "stream"}:
+                if job is not None:
+                    self._partial(self._jobs.start_streaming(job, now))
+            case {"op": "deadline", "deadline_ms": int(deadline_ms)}:
+                if job is not None:
+                    self._jobs.extend(job, deadline_ms, now)
+            case _:
+                raise ProtocolError("the controls of a worker are `stream` and `deadline`", reason="control")
 
     def _broker_beat(self, beat: wire.HeartbeatHeader) -> None:
         if not self._broker_epoch:

@@ -167,6 +167,10 @@ class Jobs:
         job.streaming = True
         return self._flushed(job, now) if job.pending else None
 
+    def extend(self, job: Running, deadline_ms: int, now: float) -> None:
+        """A later caller of the same job has more time. A job already told to stop is not revived."""
+        job.deadline_s = max(job.deadline_s, now + deadline_ms * 0.001)
+
     def flush(self, job: Running, now: float) -> Partial | None:
         """The text a streaming job still holds back; before its ending."""
         return self._flushed(job, now) if job.streaming and job.pending else None
