@@ -187,7 +187,7 @@ class Supervision:
         self._tree_dirty = True
         told = life.kill_at_s is not None
         words = exit_words(exited.exit_code) + (
-            f" ({life.detail})" if exited.exit_code and life.phase == "stopping" and life.detail else ""
+            f" ({life.detail})" if exited.exit_code > 0 and life.phase == "stopping" and life.detail else ""
         )
         if life is not post.life:
             post.old.remove(life)
