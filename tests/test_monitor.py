@@ -1,0 +1,154 @@
+"""The monitor process, alone with a parent that is the test: deltas in, publications out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from walled import config as configuration
+from walled import protocol
+from walled.adapters import process
+from walled.adapters.sockets import Hub, Poller, Port
+from walled.link import Order, Spawn, Status
+
+pytestmark = pytest.mark.process
+
+DEADLINE_S = 20.0
+
+
+class Fixture:
+    """A monitor with its sockets, and this process in the supervisor's place."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = configuration.from_plain(
+            {"daemon": {"run_dir": str(directory)}, "monitor": {"publish_interval_s": 0.1}}
+        )
+        self.ends = configuration.endpoints(directory)
+        self.child = process.spawn("monitor")
+        self.child.link.send(
+            Spawn("monitor", 0, "", b"", configuration.to_plain(self.config), os.getpid(), 1)
+        )
+        self.hub = Hub()
+        self.deltas = self.hub.push(self.ends.delta)
+        self.deltas.connect()
+
+    def status(self) -> Status:
+        assert self.child.link.wait(DEADLINE_S)
+        message = self.child.link.receive_one()
+        assert isinstance(message, Status)
+        return message
+
+    def tell(self, *frames: bytes) -> None:
+        """A PUSH takes nothing until it is connected, and nothing tells when it is."""
+        until_s = time.monotonic() + DEADLINE_S
+        idle = Poller([], [self.child.sentinel])
+        while not self.deltas.send(frames):
+            assert time.monotonic() < until_s
+            idle.wait(0.02)
+
+    def subscribe(self, topic: bytes) -> Port:
+        port = self.hub.subscriber(self.ends.metrics, [topic])
+        port.connect()
+        return port
+
+    def close(self) -> None:
+        self.hub.close()
+        self.child.kill()
+        self.child.wait()
+        self.child.close()
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[Fixture]:
+    fixture = Fixture(tmp_path)
+    yield fixture
+    fixture.close()
+
+
+def published(port: Port, wanted: Any = lambda message: True) -> dict[str, Any]:
+    poller, until_s = Poller([port]), time.monotonic() + DEADLINE_S
+    while time.monotonic() < until_s:
+        poller.wait(until_s - time.monotonic())
+        for topic, body in port.receive():
+            message = {"topic": topic, **protocol.unpack_map(body)}
+            if wanted(message):
+                return message
+    raise AssertionError("nothing such was published")
+
+
+def delta(source: str, **counters: float) -> bytes:
+    return protocol.pack_map({"from": source, "counters": counters, "gauges": {"depth": 1}})
+
+
+def test_it_is_ready_at_once_and_beats_on(monitor: Fixture) -> None:
+    started_s = time.monotonic()
+    assert [monitor.status().phase for _ in range(4)] == ["ready"] * 4
+    assert time.monotonic() - started_s < 10
+
+
+def test_deltas_are_summed_and_published_with_epoch_and_seq(monitor: Fixture) -> None:
+    port = monitor.subscribe(b"metric.counters")
+    monitor.tell(delta("broker", asked=2))
+    monitor.tell(delta("worker 0", asked=3, tokens=1.5))
+    message = published(port, lambda m: m["counters"].get("asked") == 5)
+    assert message["counters"]["tokens"] == 1.5
+    assert message["gauges"] == {"broker": {"depth": 1}, "worker 0": {"depth": 1}}
+    following = published(port)
+    assert following["epoch"] == message["epoch"]
+    assert following["seq"] == message["seq"] + 1
+    assert abs(following["time_s"] - time.time()) < 10
+
+
+def test_a_late_subscriber_gets_the_last_value_at_once(tmp_path: Path, monitor: Fixture) -> None:
+    first = monitor.subscribe(b"metric.processes")
+    seq = published(first)["seq"]
+    # Published every five seconds: what comes sooner is the last value again.
+    late = monitor.subscribe(b"metric.processes")
+    started_s = time.monotonic()
+    assert published(late)["seq"] in (seq, seq + 1)
+    assert time.monotonic() - started_s < 4.0
+
+
+def test_processes_are_the_supervisor_and_its_children(monitor: Fixture) -> None:
+    message = published(monitor.subscribe(b"metric.processes"))
+    by_pid = {sample["pid"]: sample for sample in message["processes"]}
+    assert by_pid[monitor.child.pid]["name"] == "monitor"
+    assert by_pid[monitor.child.pid]["rss_bytes"] > by_pid[monitor.child.pid]["uss_bytes"] > 1_000_000
+    assert os.getpid() in by_pid
+
+
+def test_nonsense_is_counted_and_harms_nothing(monitor: Fixture) -> None:
+    port = monitor.subscribe(b"metric.counters")
+    for junk in (b"", b"\xc1", b"[]", protocol.pack_map({"from": 3}), b"\x81" * 5000):
+        monitor.tell(junk)
+    monitor.tell(delta("broker", asked=1), b"a second frame")
+    assert published(port, lambda m: m["counters"].get("asked") == 1)["refused"] == 5
+
+
+def test_it_stops_when_told(monitor: Fixture) -> None:
+    monitor.status()
+    monitor.child.link.send(Order("stop"))
+    while monitor.status().phase != "stopping":
+        pass
+    monitor.child.wait()
+    assert monitor.child.exit_code() == 0
+
+
+def test_it_goes_when_its_supervisor_is_gone(monitor: Fixture) -> None:
+    monitor.status()
+    monitor.child.link.close()
+    monitor.child.wait()
+    assert monitor.child.exit_code() == 1
+
+
+def test_sigterm_means_nothing_to_it(monitor: Fixture) -> None:
+    monitor.status()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(monitor.child.pid, number)
+    assert [monitor.status().phase for _ in range(3)] == ["ready"] * 3
