@@ -37,6 +37,7 @@ LONGEST_WAIT_S = 0.25
 BATCH = 256
 """Messages taken from one socket before the others get a look."""
 CLIENT_HWM = 1000
+LAST_WORDS_S = 0.2
 OUTBOX_MAX_BYTES = 8 * 1024 * 1024
 """Unread answers kept for one client; past this it is treated as gone and its requests are cancelled."""
 
@@ -86,6 +87,9 @@ class BrokerProcess:
         self._cache = CacheReader(cfg.cache_dir(self._config)) if self._config.cache.enabled else None
 
     def close(self) -> None:
+        # Callers whose requests were just ended are still to be told.
+        self._front.close(LAST_WORDS_S)
+        self._back.close(LAST_WORDS_S)
         if self._cache is not None:
             self._cache.close()
         self._hub.close()
