@@ -335,3 +335,17 @@ def test_a_missing_engine_names_the_extra(tmp_path: Path) -> None:
     done = command("--config", str(config), PYTHONPATH=f"{hidden}:{ROOT}")
     assert done.returncode == 78
     assert "pip install 'walled[embedded]'" in done.stderr
+
+
+def test_a_reload_that_only_a_restart_could_obey_is_refused_whole(tmp_path: Path) -> None:
+    config = write_config(tmp_path, backend="workers = 1")
+    scripted = config.read_text()
+    with stand_in(config) as daemon:
+        before = daemon.complete(3)
+        config.write_text(
+            scripted.replace('backend = "s"', 'backend = "auto"').replace("[backends.s]", "[backends.t]")
+        )
+        daemon.signal(signal.SIGHUP)
+        daemon.until('reload refused, nothing has changed: .*no backend is named "s"')
+        assert daemon.children() == before
+        assert daemon.stop() == 0

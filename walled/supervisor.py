@@ -322,6 +322,8 @@ class Supervisor:
         try:
             new = configuration.load(self._config_path)
             merged, kept = staffing.merge(self._config, new)
+            # Old and new values together may be impossible; a child would refuse them.
+            configuration.from_plain(configuration.to_plain(merged), "the running values with the new ones")
             detect.require_engines(merged)
         except (ConfigError, BootError) as exc:
             log.error("reload refused, nothing has changed: %s", exc.message)

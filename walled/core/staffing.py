@@ -28,22 +28,17 @@ server's slots, which must never be exceeded."""
 def specs(config: Config) -> tuple[Spec, ...]:
     """The posts to fill; workers are numbered through all enabled backends, in order."""
     found = [Spec("broker", 0), Spec("monitor", 0)]
-    shared = {
-        "models": msgspec.to_builtins(config.models),
-        "default_model": config.default_model,
-        "cache_policy": config.cache.policy,
-    }
     slot = 0
     for name, backend in config.enabled_backends().items():
-        settings = {"backend": msgspec.to_builtins(backend), **shared}
-        for share in range(backend.workers):
+        section = msgspec.to_builtins(backend)
+        for index in range(backend.workers):
             found.append(
                 Spec(
                     "worker",
                     slot,
                     name,
                     overlap=backend.__struct_config__.tag in OWN_SLOTS,
-                    settings={**settings, "share": share},
+                    settings={"section": section, "index": index},
                 )
             )
             slot += 1
@@ -82,7 +77,10 @@ def merge(running: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
             kept += [f"{section}.{key}" for key in changes]
             new = msgspec.structs.replace(new, **{section: msgspec.structs.replace(new_part, **changes)})
     if new.backend == "auto":
-        new = configuration.with_backend(new, running.backend) if isinstance(running.backend, str) else new
+        # Looking for an Ollama again would block, and a daemon that changes its engine by itself surprises.
+        new = msgspec.structs.replace(new, backend=running.backend)
+        if running.backend not in configuration.BUILT_IN_BACKENDS:
+            kept.append("backend")
     return new, tuple(kept)
 
 
