@@ -123,7 +123,7 @@ class CacheReader:
             self.misses += 1
             return None
         except StoreError as exc:
-            return self._get_again(key, now_s, exc)
+            return self._get_again(key, now_s, exc, reading)
         if record is None or now_s >= record.stale_until_s or record.created_s > now_s + CLOCK_SLACK_S:
             self.misses += 1
             return None
@@ -142,11 +142,16 @@ class CacheReader:
         """After a fork the file can be opened at once, after a failure not before the next `_look`."""
         return self._env.reading if not self._closed and self._env.open() else None
 
-    def _get_again(self, key: bytes, now_s: float, exc: Exception) -> Record | None:
+    def _get_again(
+        self, key: bytes, now_s: float, exc: Exception, reading: cache_env.Reading
+    ) -> Record | None:
         """A read failed. Once more when reopening helps, else a miss."""
         env = self._env
-        env.failed(exc)
-        if not env.healable(exc) or self._reopened() is None:
+        # Not open any more: somebody closed it (a fork, a replaced file) between our look and our read.
+        healable = env.reading is not reading or env.healable(exc)
+        if env.reading is reading:
+            env.failed(exc)
+        if not healable or self._reopened() is None:
             self._count_error(exc)
             self.misses += 1
             return None
@@ -246,7 +251,8 @@ class CacheReader:
         """Let go of the file; closed for the process when nobody else here uses it. Later reads miss."""
         if not self._closed:
             self._closed = True
-            cache_env.release(self._env)
+            shared, self._env = self._env, cache_env.Environment(self._env.directory)  # one never opened
+            cache_env.release(shared)
 
 
 class CacheWriter(CacheReader):
