@@ -1,0 +1,82 @@
+"""The commands: `bench core`, `bench kills`.
+
+May live here: arguments, what runs in which order, exit statuses. May not: measuring.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from walled_bench import machine
+from walled_bench.figures import Figure, failing, save, show
+
+EXIT_GOAL_MISSED = 1
+
+EPILOG = """\b
+Exit status: 0 when everything was measured, whatever the figures say: on a busy machine a missed time is
+not a defect, and `holds` says it. 1 with --strict when a goal does not hold, or when a bench itself failed.
+
+\b
+Example:
+  walled-ctl bench core --only hits --only misses
+"""
+
+
+@click.group(context_settings={"max_content_width": 110})
+def bench() -> None:
+    """Measure this machine with a daemon of its own; a running one is not touched."""
+
+
+def _parts() -> dict[str, Callable[[bool], list[Figure]]]:
+    from walled_bench import conversations, hits, misses, starts, streams
+
+    return {
+        "hits": hits.measure,
+        "misses": misses.measure,
+        "streams": streams.measure,
+        "starts": starts.measure,
+        "conversations": conversations.measure,
+    }
+
+
+@bench.command(epilog=EPILOG)
+@click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how fast.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
+@click.option("--only", multiple=True, help="Only this part; may be repeated. Parts: " + ", ".join(_parts()))
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/core.json"), show_default=True,
+    help="Where the figures go as JSON.",
+)  # fmt: skip
+def core(quick: bool, strict: bool, only: tuple[str, ...], output: Path) -> None:
+    """The core figures: cache hit, miss path, streaming, start, memory, conversations, kills."""
+    parts = _parts()
+    for name in only:
+        if name not in parts:
+            raise click.BadParameter(f"{name}: not a part; known: {', '.join(parts)}", param_hint="--only")
+    for name, value in machine.facts():
+        click.echo(f"{name:<10} {value}")
+    click.echo(f"{'load':<10} {machine.load()} before")
+    figures: list[Figure] = []
+    began_s = time.monotonic()
+    for name in only or parts:
+        found = parts[name](quick)
+        show(found, click.echo, head=not figures)
+        figures += found
+    click.echo(f"{'load':<10} {machine.load()} after, {time.monotonic() - began_s:.0f} s")
+    save(figures, output)
+    _finish(figures, output, strict)
+
+
+def _finish(figures: list[Figure], output: Path, strict: bool) -> None:
+    missed = failing(figures)
+    judged = sum(each.holds is not None for each in figures)
+    click.echo(f"{judged - len(missed)} of {judged} goals hold; written to {output}", err=True)
+    for each in missed:
+        click.echo(f"does not hold: {each.name}: {each.value} {each.unit}, goal {each.goal}", err=True)
+    if strict and missed:
+        sys.exit(EXIT_GOAL_MISSED)

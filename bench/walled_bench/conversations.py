@@ -1,0 +1,131 @@
+"""Figure 5: ten conversations at once on the built-in model, beside the engine called directly.
+
+May live here: this measurement. May not: starting daemon or engine (daemon.py, engine.py), printing.
+
+Both sides run the same engine with the same slots and threads, loaded at the same time, and take turns: a
+round is all ten conversations from their first turn to their last, each turn with the whole history. Greedy,
+so that both say the same; nothing is cached. Throughput is completion tokens over the time of the round; the
+daemon's cost is the ratio of two rounds that ran one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import Any, NamedTuple
+
+from walled_client import AsyncClient, WalledError
+
+from walled_bench import bargains
+from walled_bench.daemon import Daemon
+from walled_bench.engine import BareEngine
+from walled_bench.figures import Figure, figure
+from walled_bench.statistic import of_blocks, quantile, ratios
+
+CONVERSATIONS = 10
+SLOTS = 10
+THREADS = 1
+ROUNDS = 7
+DEADLINE_S = 60.0
+CONTEXT_TOKENS = 1024
+
+
+class Round(NamedTuple):
+    """What one round gave."""
+
+    tokens: int
+    took_s: float
+    turn_s: list[float]
+    first_s: list[float]
+    failed: int
+
+
+def measure(quick: bool = False) -> list[Figure]:
+    """Rounds in turn; the first of each side is warm-up."""
+    rounds = 1 if quick else ROUNDS
+    conversations, turns = (3, 2) if quick else (CONVERSATIONS, len(bargains.TURNS))
+    engine: dict[str, Any] = {
+        "kind": "embedded", "slots": SLOTS, "threads": THREADS, "context_tokens": CONTEXT_TOKENS,
+    }  # fmt: skip
+    config = {"backend": "model", "daemon": {"log_level": "warning"}, "backends": {"model": engine}}
+    ours: list[Round] = []
+    theirs: list[tuple[int, float]] = []
+    with Daemon(config) as daemon:
+        assert daemon.directory is not None
+        with BareEngine(daemon.directory, SLOTS, THREADS, CONTEXT_TOKENS) as bare:
+            for number in range(rounds + 1):
+                for which in ("bare", "walled") if number % 2 else ("walled", "bare"):
+                    if which == "bare":
+                        direct = bare.round(conversations, turns)
+                        theirs += [direct] if number else []
+                    else:
+                        mine = asyncio.run(_round(daemon, conversations, turns))
+                        ours += [mine] if number else []
+    rates = [each.tokens / each.took_s for each in ours]
+    bare_rates = [tokens / took_s for tokens, took_s in theirs]
+    asked = rounds * conversations * turns
+    whole = sum(len(each.turn_s) for each in ours)
+    name = f"{conversations} conversations"
+    return [
+        figure(f"{name}: share of answers complete", whole / asked, "", at_least=1, n=asked),
+        figure(f"{name}: answer, p95", _blocks(ours, "turn_s", 0.95), "s"),
+        figure(f"{name}: answer, p50", _blocks(ours, "turn_s", 0.5), "s"),
+        figure(f"{name}: first token, p95", _blocks(ours, "first_s", 0.95), "s"),
+        figure(f"{name}: tokens", of_blocks(rates), "1/s"),
+        figure(f"{name}: tokens, engine called directly", of_blocks(bare_rates), "1/s"),
+        figure(
+            f"{name}: tokens, daemon / engine",
+            of_blocks(ratios(rates, bare_rates)), "ratio", at_least=0.9,
+        ),
+        figure(
+            f"{name}: tokens of a round, daemon / engine",
+            of_blocks(ratios([each.tokens for each in ours], [tokens for tokens, _ in theirs])), "ratio",
+        ),
+    ]  # fmt: skip
+
+
+def _blocks(rounds: list[Round], field: str, share: float) -> Any:
+    values = [quantile(getattr(each, field), share) for each in rounds]
+    return of_blocks(values, sum(len(getattr(each, field)) for each in rounds))
+
+
+async def _round(daemon: Daemon, conversations: int, turns: int) -> Round:
+    gc.collect()
+    turn_s: list[float] = []
+    first_s: list[float] = []
+    tokens = failed = 0
+
+    async def talk(number: int) -> None:
+        nonlocal tokens, failed
+        history = [{"role": "system", "content": bargains.system(number)}]
+        for turn in bargains.TURNS[:turns]:
+            history.append({"role": "user", "content": turn})
+            asked_s = time.perf_counter()
+            try:
+                async with client.stream(history, **options) as stream:  # type: ignore[arg-type]
+                    began_s = 0.0
+                    async for _ in stream:
+                        began_s = began_s or time.perf_counter()
+                reply = stream.reply
+            except WalledError:
+                failed += 1
+                return
+            if reply.finish_reason not in ("stop", "length") or not reply.text or reply.degraded:
+                failed += 1
+                return
+            # Only whole answers count, for latency and for throughput.
+            turn_s.append(time.perf_counter() - asked_s)
+            first_s.append(began_s - asked_s)
+            tokens += reply.usage.completion_tokens
+            history.append({"role": "assistant", "content": reply.text})
+
+    options = {"temperature": 0, "max_tokens": bargains.MAX_TOKENS, "cache": "bypass"}
+    async with AsyncClient(daemon.run_dir, deadline_s=DEADLINE_S) as client:
+        await client.models()  # the connection is no part of a round
+        began_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(conversations):
+                group.create_task(talk(number))
+        took_s = time.perf_counter() - began_s
+    return Round(tokens, took_s, turn_s, first_s, failed)
