@@ -86,7 +86,7 @@ def test_auto_stays_what_it_was_found_to_be() -> None:
 def test_auto_after_a_list_of_backends_is_not_guessed() -> None:
     merged, kept = staffing.merge(config(), configuration.from_plain({"daemon": {"run_dir": "/run/w"}}))
     assert merged.backend == ("a", "b")
-    assert kept == ("backend",)
+    assert kept == ("daemon.allow_scripted", "backend")
 
 
 def test_the_ready_line_names_models_and_backends() -> None:
