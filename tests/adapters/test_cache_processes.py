@@ -295,7 +295,7 @@ def test_closing_never_unmaps_what_a_thread_is_copying(tmp_path: Path, start: St
 def test_damage_gives_no_wrong_answer_and_what_crashes_does_not_pass_the_check(
     tmp_path: Path, start: Starter
 ) -> None:
-    """LMDB trusts its pages, so damage to their heads may crash a reader: the check at start must see that."""
+    """LMDB trusts its pages, so damage to their heads may crash a reader; the check must see that."""
     filled(tmp_path / "c", 200)
     said = start("survive_damage", tmp_path / "c", 20261124, 150).says()["outcomes"]
     assert sum(said.values()) == 150

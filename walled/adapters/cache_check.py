@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -141,8 +142,6 @@ class _Damage(Exception):
 
 def main(arguments: list[str]) -> int:
     """Scan a cache; the exit status is the verdict, the last line of stdout a JSON object about it."""
-    import resource
-
     directory, budget_s = Path(arguments[0]), float(arguments[1])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of this process would hold answers
     signal.signal(signal.SIGALRM, _alarm)
