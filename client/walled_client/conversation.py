@@ -100,6 +100,7 @@ class Conversation:
         self.history = History(fields.pop("system", ""), budget_tokens)
         self.session = fields.pop("session", "") or secrets.token_hex(8)
         self._client = client
+        self._given_budget_tokens = budget_tokens
         self._fields: dict[str, Any] = {**fields, "session": self.session}
 
     def say(self, text: str, **fields: Unpack[TurnFields]) -> Reply:
@@ -120,6 +121,11 @@ class Conversation:
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""
         self.history.turns = []
+
+    def use_model(self, model: str) -> None:
+        """Talk to another model from now on, within its own context window."""
+        self._fields["model"] = model
+        self.history.budget_tokens = self._given_budget_tokens
 
     def _window(self, text: str, fields: dict[str, Any]) -> list[Turn]:
         if self.history.budget_tokens is None:
@@ -184,6 +190,7 @@ class AsyncConversation:
         self.history = History(fields.pop("system", ""), budget_tokens)
         self.session = fields.pop("session", "") or secrets.token_hex(8)
         self._client = client
+        self._given_budget_tokens = budget_tokens
         self._fields: dict[str, Any] = {**fields, "session": self.session}
 
     async def say(self, text: str, **fields: Unpack[TurnFields]) -> Reply:
@@ -204,6 +211,11 @@ class AsyncConversation:
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""
         self.history.turns = []
+
+    def use_model(self, model: str) -> None:
+        """Talk to another model from now on, within its own context window."""
+        self._fields["model"] = model
+        self.history.budget_tokens = self._given_budget_tokens
 
     async def _window(self, text: str, fields: dict[str, Any]) -> list[Turn]:
         if self.history.budget_tokens is None:
