@@ -10,21 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .grammar import Dialogue, Turn, draw_dialogue
-from .tokenizer import Tokenizer, learn_merges, split_words
+from .tokenizer import Tokenizer, split_words
 
-VOCAB_SIZE = 1536
 FACT_WEIGHT, REPLY_WEIGHT, OTHER_WEIGHT = 3.0, 1.0, 0.1
 RAW_SHARE = 0.03  # dialogues written without the chat template, for callers who send a bare prompt
 CUT = 160  # room worth filling with a dialogue cut short
 
 Row = tuple[list[int], list[float]]
-
-
-def make_tokenizer(seed: int, dialogues: int = 4000) -> Tokenizer:
-    """Learn the tokenizer from its own sample of the grammar."""
-    rng = random.Random(f"tokenizer {seed}")
-    texts = [turn.text for _ in range(dialogues) for turn in draw_dialogue(rng).turns]
-    return Tokenizer(learn_merges(texts, VOCAB_SIZE - 256 - 4))
 
 
 def _body(tokenizer: Tokenizer, turn: Turn) -> Row:
@@ -44,7 +36,10 @@ def _body(tokenizer: Tokenizer, turn: Turn) -> Row:
 
 
 def dialogue_row(tokenizer: Tokenizer, dialogue: Dialogue) -> Row:
-    """ChatML, header and body encoded apart as the template makes llama.cpp do it. Weights belong to the predicted token."""
+    """ChatML, header and body encoded apart, as the template makes llama.cpp do it.
+
+    A weight belongs to the token that is predicted.
+    """
     start, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
     newline = tokenizer.encode("\n")
     ids: list[int] = []
@@ -80,7 +75,9 @@ class Batch:
     weight: npt.NDArray[np.float32]
 
 
-def batches(tokenizer: Tokenizer, rng: random.Random, rows: int, length: int, turns: tuple[int, int] = (3, 6)) -> Iterator[Batch]:
+def batches(
+    tokenizer: Tokenizer, rng: random.Random, rows: int, length: int, turns: tuple[int, int] = (3, 6)
+) -> Iterator[Batch]:
     """Endless batches of freshly drawn dialogues, packed tightly from a pool."""
     pool: list[Row] = []
     pad = tokenizer.special("<|pad|>")
@@ -93,7 +90,11 @@ def batches(tokenizer: Tokenizer, rng: random.Random, rows: int, length: int, tu
             while True:
                 while len(pool) < 160:
                     dialogue = draw_dialogue(rng, turns=turns)
-                    made = raw_row(tokenizer, dialogue) if rng.random() < RAW_SHARE else dialogue_row(tokenizer, dialogue)
+                    made = (
+                        raw_row(tokenizer, dialogue)
+                        if rng.random() < RAW_SHARE
+                        else dialogue_row(tokenizer, dialogue)
+                    )
                     if len(made[0]) <= length:
                         pool.append(made)
                 room = length + 1 - used
@@ -110,6 +111,6 @@ def batches(tokenizer: Tokenizer, rng: random.Random, rows: int, length: int, tu
                 number += 1
                 stop = used + len(tokens)
                 ids[row, used:stop], segment[row, used:stop] = tokens, number
-                weight[row, used + 1:stop] = weights[1:]
+                weight[row, used + 1 : stop] = weights[1:]
                 used = stop
         yield Batch(ids, segment, weight)

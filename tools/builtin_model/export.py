@@ -11,15 +11,19 @@ from .model import Params, Shape
 from .tokenizer import SPECIALS, Tokenizer
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def write(path: Path, params: Params, shape: Shape, tokenizer: Tokenizer, context: int) -> None:
-    """Write weights as F16, norms as F32, with tokenizer and chat template. The output is tied to the embedding."""
+    """Write weights as F16 and norms as F32, with tokenizer and chat template; the output is tied."""
     out = gguf.GGUFWriter(path, "llama")
     out.add_name("walled-demo")
-    out.add_description("Built-in demonstration and test model of walled, trained from nothing on generated text")
+    out.add_description(
+        "Built-in demonstration and test model of walled, trained from nothing on generated text"
+    )
     out.add_license("same as walled")
     out.add_languages(["en", "es"])
     out.add_context_length(context)
@@ -36,7 +40,10 @@ def write(path: Path, params: Params, shape: Shape, tokenizer: Tokenizer, contex
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("qwen2")
     out.add_token_list(tokenizer.vocab)
-    out.add_token_types([gguf.TokenType.CONTROL] * len(SPECIALS) + [gguf.TokenType.NORMAL] * (len(tokenizer.vocab) - len(SPECIALS)))
+    out.add_token_types(
+        [gguf.TokenType.CONTROL] * len(SPECIALS)
+        + [gguf.TokenType.NORMAL] * (len(tokenizer.vocab) - len(SPECIALS))
+    )
     out.add_token_merges([f"{a} {b}" for a, b in tokenizer.merges])
     end = tokenizer.special("<|im_end|>")
     out.add_bos_token_id(tokenizer.special("<|endoftext|>"))
@@ -54,8 +61,15 @@ def write(path: Path, params: Params, shape: Shape, tokenizer: Tokenizer, contex
     for n in range(shape.layers):
         for ours, theirs in (("attn_norm", "attn_norm"), ("ffn_norm", "ffn_norm")):
             out.add_tensor(f"blk.{n}.{theirs}.weight", np.asarray(params[f"{n}.{ours}"], np.float32))
-        for ours, theirs in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output"), ("gate", "ffn_gate"),
-                             ("up", "ffn_up"), ("down", "ffn_down")):
+        for ours, theirs in (
+            ("q", "attn_q"),
+            ("k", "attn_k"),
+            ("v", "attn_v"),
+            ("o", "attn_output"),
+            ("gate", "ffn_gate"),
+            ("up", "ffn_up"),
+            ("down", "ffn_down"),
+        ):
             matrix(f"blk.{n}.{theirs}.weight", params[f"{n}.{ours}"])
     out.write_header_to_file()
     out.write_kv_data_to_file()

@@ -36,14 +36,21 @@ def initial(shape: Shape, key: jax.Array) -> Params:
     deep = (2 * shape.layers) ** -0.5
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> jax.Array:
-        return jax.random.normal(next(keys), (rows, columns)) * (rows ** -0.5) * scale
+        return jax.random.normal(next(keys), (rows, columns)) * (rows**-0.5) * scale
 
     params: Params = {"embed": jax.random.normal(next(keys), (shape.vocab, d)) * 0.05, "norm": jnp.ones(d)}
     for n in range(shape.layers):
         params |= {
-            f"{n}.q": matrix(d, d), f"{n}.k": matrix(d, kv), f"{n}.v": matrix(d, kv), f"{n}.o": matrix(d, d, deep),
-            f"{n}.gate": matrix(d, ff), f"{n}.up": matrix(d, ff), f"{n}.down": matrix(ff, d, deep),
-            f"{n}.attn_norm": jnp.ones(d), f"{n}.ffn_norm": jnp.ones(d)}
+            f"{n}.q": matrix(d, d),
+            f"{n}.k": matrix(d, kv),
+            f"{n}.v": matrix(d, kv),
+            f"{n}.o": matrix(d, d, deep),
+            f"{n}.gate": matrix(d, ff),
+            f"{n}.up": matrix(d, ff),
+            f"{n}.down": matrix(ff, d, deep),
+            f"{n}.attn_norm": jnp.ones(d),
+            f"{n}.ffn_norm": jnp.ones(d),
+        }
     return params
 
 
@@ -72,7 +79,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax
     for start in range(0, length, block):
         stop = min(start + block, length)
         sees = (segment[:, start:stop, None] == segment[:, None, :stop]) & (
-            jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None])
+            jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None]
+        )
         score = jnp.einsum("bkgth,bksh->bkgts", q[:, :, :, start:stop], k[:, :, :stop])
         share = jnp.exp(jnp.minimum(score, 70.0) + jnp.where(sees, 0.0, -1e9)[:, None, None])
         out.append(jnp.einsum("bkgts,bksh->bkgth", share, v[:, :, :stop]) / share.sum(-1, keepdims=True))
@@ -93,7 +101,9 @@ def logits(params: Params, shape: Shape, ids: jax.Array, segment: jax.Array) -> 
         k = (h @ params[f"{n}.k"]).reshape(rows, length, shape.kv_heads, hw).transpose(0, 2, 1, 3)
         v = (h @ params[f"{n}.v"]).reshape(rows, length, shape.kv_heads, hw).transpose(0, 2, 1, 3)
         q, k = _rope(q, cos, sin), _rope(k, cos, sin)
-        seen = _attend(q * hw ** -0.5, k, v, segment).transpose(0, 3, 1, 2, 4).reshape(rows, length, shape.width)
+        seen = (
+            _attend(q * hw**-0.5, k, v, segment).transpose(0, 3, 1, 2, 4).reshape(rows, length, shape.width)
+        )
         x = x + seen @ params[f"{n}.o"]
         h = _norm(x, params[f"{n}.ffn_norm"], shape.eps)
         x = x + (jax.nn.silu(h @ params[f"{n}.gate"]) * (h @ params[f"{n}.up"])) @ params[f"{n}.down"]

@@ -1,19 +1,26 @@
-"""The byte-level BPE tokenizer: learning its merges and encoding text exactly as llama.cpp does (gpt2 + qwen2).
+"""The byte-level BPE tokenizer: learning its merges, and encoding text just as llama.cpp does (gpt2, qwen2).
 
-No grammar and no model live here. Digits stay single, so that a number is copied digit by digit.
+No model lives here; the merges are learnt from a seeded sample of the grammar. Digits stay single, so that a
+number is copied digit by digit.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from .grammar import draw_dialogue
+
+VOCAB_SIZE = 1536
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 # The qwen2 pattern of llama.cpp, with \p{L} and \p{N} written for the re module.
 _WORD = re.compile(
-    r"'(?i:s|t|re|ve|m|ll|d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    r"'(?i:s|t|re|ve|m|ll|d)|(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def byte_letters() -> list[str]:
@@ -39,7 +46,7 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for index, pieces in enumerate(parts):
-        for pair in zip(pieces, pieces[1:], strict=False):
+        for pair in pairwise(pieces):
             pairs[pair] += weight[index]
             where[pair].add(index)
     merges: list[tuple[str, str]] = []
@@ -49,9 +56,9 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
         for index in sorted(where.pop(best)):
             old = parts[index]
             new = _merged(old, best)
-            for pair in zip(old, old[1:], strict=False):
+            for pair in pairwise(old):
                 pairs[pair] -= weight[index]
-            for pair in zip(new, new[1:], strict=False):
+            for pair in pairwise(new):
                 pairs[pair] += weight[index]
                 where[pair].add(index)
             parts[index] = new
@@ -96,7 +103,7 @@ class Tokenizer:
         if word not in self._cache:
             pieces = [_LETTERS[b] for b in word.encode()]
             while len(pieces) > 1:
-                pair = min(zip(pieces, pieces[1:], strict=False), key=lambda p: self._rank.get(p, 1 << 30))
+                pair = min(pairwise(pieces), key=lambda p: self._rank.get(p, 1 << 30))
                 if pair not in self._rank:
                     break
                 pieces = _merged(pieces, pair)
@@ -112,3 +119,10 @@ class Tokenizer:
         table = {letter: byte for byte, letter in enumerate(_LETTERS)}
         data = bytes(table[letter] for index in ids if index >= len(SPECIALS) for letter in self.vocab[index])
         return data.decode(errors="replace")
+
+
+def make_tokenizer(seed: int, dialogues: int = 4000) -> Tokenizer:
+    """Learn the tokenizer from its own sample of the grammar."""
+    rng = random.Random(f"tokenizer {seed}")
+    texts = [turn.text for _ in range(dialogues) for turn in draw_dialogue(rng).turns]
+    return Tokenizer(learn_merges(texts, VOCAB_SIZE - 256 - len(SPECIALS)))
