@@ -33,7 +33,7 @@ def bench() -> None:
 
 
 def _parts() -> dict[str, Callable[[bool], list[Figure]]]:
-    from walled_bench import conversations, hits, misses, starts, streams
+    from walled_bench import conversations, hits, kills, misses, starts, streams
 
     return {
         "hits": hits.measure,
@@ -41,6 +41,7 @@ def _parts() -> dict[str, Callable[[bool], list[Figure]]]:
         "streams": streams.measure,
         "starts": starts.measure,
         "conversations": conversations.measure,
+        "kills": kills.measure,
     }
 
 
@@ -58,21 +59,51 @@ def core(quick: bool, strict: bool, only: tuple[str, ...], output: Path) -> None
     for name in only:
         if name not in parts:
             raise click.BadParameter(f"{name}: not a part; known: {', '.join(parts)}", param_hint="--only")
-    for name, value in machine.facts():
-        click.echo(f"{name:<10} {value}")
-    click.echo(f"{'load':<10} {machine.load()} before")
+    _head()
     figures: list[Figure] = []
     began_s = time.monotonic()
     for name in only or parts:
         found = parts[name](quick)
         show(found, click.echo, head=not figures)
         figures += found
+    _finish(figures, began_s, output, strict)
+
+
+@bench.command(epilog="\b\nExample:\n  walled-ctl bench kills --count 20 --seed 7")
+@click.option("--count", type=click.IntRange(1, 10_000), default=200, show_default=True, help="SIGKILLs.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Draws the victims and the moments.")
+@click.option(
+    "--strict/--no-strict", default=True, show_default=True, help="Exit 1 when a goal does not hold."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/kills.json"), show_default=True,
+    help="Where the figures go as JSON.",
+)  # fmt: skip
+def kills(count: int, seed: int, strict: bool, output: Path) -> None:
+    """Kill workers, broker and monitor at random under load, and check every answer."""
+    from walled_bench import kills as campaigns
+
+    _head()
+    began_s = time.monotonic()
+    outcome = campaigns.campaign(count, seed)
+    figures = campaigns.figures(outcome)
+    show(figures, click.echo)
+    endings = ", ".join(f"{name} {number}" for name, number in outcome.ledger.endings.most_common())
+    click.echo(f"endings    {endings}")
+    for problem in outcome.ledger.problems:
+        click.echo(f"problem    {problem}", err=True)
+    _finish(figures, began_s, output, strict)
+
+
+def _head() -> None:
+    for name, value in machine.facts():
+        click.echo(f"{name:<10} {value}")
+    click.echo(f"{'load':<10} {machine.load()} before")
+
+
+def _finish(figures: list[Figure], began_s: float, output: Path, strict: bool) -> None:
     click.echo(f"{'load':<10} {machine.load()} after, {time.monotonic() - began_s:.0f} s")
     save(figures, output)
-    _finish(figures, output, strict)
-
-
-def _finish(figures: list[Figure], output: Path, strict: bool) -> None:
     missed = failing(figures)
     judged = sum(each.holds is not None for each in figures)
     click.echo(f"{judged - len(missed)} of {judged} goals hold; written to {output}", err=True)
