@@ -24,8 +24,12 @@ CONTRACTS = {"walled.payload", "walled.protocol", "walled.link", "walled.config"
 ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess")
 """Libraries only one module of the daemon and client may import."""
 
-SECOND_DOORS = {"subprocess": {"walled.adapters.cache_check"}}
-"""The sacrificial child that reads a perhaps broken cache is no child of the daemon: no link, no restart."""
+SECOND_DOORS = {
+    "subprocess": {"walled.adapters.cache_check"},
+    "httpx": {"walled.adapters.ollama"},
+}
+"""The sacrificial child that reads a perhaps broken cache is no child of the daemon: no link, no restart.
+The `ollama` package takes httpx's limits and timeouts and raises httpx's errors: they are part of it."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",
