@@ -21,6 +21,7 @@ from typing import Any
 
 from walled import config as cfg
 from walled import errors, link, protocol
+from walled.adapters import logs
 from walled.adapters.cache import CacheReader
 from walled.adapters.process import Link
 from walled.adapters.sockets import Hub, Poller, SendResult
@@ -322,12 +323,17 @@ class BrokerProcess:
             case "queue.cancel":
                 return self._cancel(request.request, now)
             case "workers.restart" | "workers.drain":
-                if not core.dispatcher.fleet.of_slot(request.worker):
-                    known = (
-                        ", ".join(str(worker.slot) for worker in core.dispatcher.fleet.workers.values())
-                        or "none"
+                known = {worker.slot for worker in core.dispatcher.fleet.workers.values()}
+                if request.op == "workers.restart":
+                    # One that is down (drained, given up) is what a restart is wanted for.
+                    known |= {
+                        row["slot"] for row in self._tree.get("children", ()) if row["role"] == "worker"
+                    }
+                if request.worker not in known:
+                    there = ", ".join(map(str, sorted(known))) or "none"
+                    raise errors.BadRequest(
+                        f"there is no worker {request.worker} to do that to; there are: {there}"
                     )
-                    raise errors.BadRequest(f"no worker {request.worker} is connected; there are: {known}")
                 if request.op == "workers.drain":
                     self._apply(core.handle(ev.DrainWorker(request.worker), now), now)
                 else:
@@ -366,6 +372,7 @@ class BrokerProcess:
                 self._config = cfg.from_plain(message.config)
                 self._max_payload = self._config.broker.max_payload_bytes
                 self._core.reconfigure(self._config)
+                logs.set_level(self._config.daemon.log_level)
             elif message.op == "stop":
                 error = errors.Draining("the daemon has stopped", retry_after_s=2.0)
                 self._apply(self._core.handle(ev.Abort(error), now), now)

@@ -20,7 +20,7 @@ from walled import config as cfg
 from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
-from walled.adapters import registry
+from walled.adapters import logs, registry
 from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job
 from walled.adapters.cache import CacheWriter
 from walled.adapters.process import Link, LinkClosed
@@ -486,6 +486,7 @@ class Worker:
     def _reconfigure(self, plain: dict[str, Any]) -> None:
         """Cache times, policies and beats change at once; a changed backend section takes a new worker."""
         self._config = cfg.from_plain(plain, "configuration handed to the worker")
+        logs.set_level(self._config.daemon.log_level)
         self._models = served.renewed(self._config, self._place, self._models)
         self._put_metas()
 

@@ -429,9 +429,9 @@ class Supervision:
             self._mode = Mode.DRAINING
             timeout_s = self._settings.drain_timeout_s
             self._drain_until_s = now_s + timeout_s + DRAIN_MARGIN_S
-            self._log("info", f"draining: requests in flight have {timeout_s:g} s; new ones are refused")
-            self._effects.append(Report("draining", stopping=True))
             self._effects.append(Send(broker.ident, Order("drain", deadline_s=timeout_s)))
+            self._effects.append(Report("draining", stopping=True))
+            self._log("info", f"draining: requests in flight have {timeout_s:g} s; new ones are refused")
         elif self._mode is Mode.ALL_GO and self._exit_code == 0 and self._reason == "stopped at once":
             for post in self._posts.values():
                 for life in post.lives():
