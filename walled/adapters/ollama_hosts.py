@@ -287,11 +287,11 @@ class Hosts:
                 raise _too_slow(f"{host.url} did not list its models", LIST_TIMEOUT_S) from None
 
     async def _learn(self, host: Host) -> list[str]:
-        """Ask what each served model can do, once for each digest; the models that can be used."""
+        """Ask what each served model can do, anew when the host comes (back); the models that can be used."""
         known = []
         for name in self.catalogue.names(host):
             digest = host.listed[name].digest
-            if digest not in self.catalogue.facts:
+            if digest not in self.catalogue.facts or not host.up:
                 try:
                     async with asyncio.timeout(LIST_TIMEOUT_S):
                         self.catalogue.facts[digest] = await host.client.facts(name)
