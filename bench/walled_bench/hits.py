@@ -22,7 +22,7 @@ from walled_client import Client
 
 from walled.adapters import cache_env
 from walled.adapters.cache import CacheReader
-from walled.core.record import HEAD_BYTES, Record
+from walled.core.record import Record
 from walled.payload import KEY_VERSION, Answer
 from walled_bench import questions
 from walled_bench.daemon import Daemon, scripted
@@ -57,7 +57,7 @@ class BareHit:
         key = hashlib.sha256(self._prefix + payload).digest()
         txn = self._begin(self._answers, None, False, True)
         value = txn.get(key)
-        record = self._record(value[HEAD_BYTES:])
+        record = self._record(value)
         txn.abort()
         return self._answer(record.answer)
 
