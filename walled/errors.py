@@ -196,8 +196,8 @@ def _subclasses(cls: type[WalledError]) -> list[type[WalledError]]:
     return [cls, *(found for sub in cls.__subclasses__() for found in _subclasses(sub))]
 
 
-BY_CODE: dict[str, type[WalledError]] = {cls.code: cls for cls in reversed(_subclasses(WalledError))}
-"""Wire code -> class. `internal` maps to InternalError or the base; both mean the same to a caller."""
+BY_CODE: dict[str, type[WalledError]] = {cls.code: cls for cls in _subclasses(WalledError)}
+"""Wire code -> class. `internal` is InternalError, not the base: a caller can catch it by name."""
 
 
 def from_wire(code: str, message: str, retry_after_s: float | None = None) -> WalledError:

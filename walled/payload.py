@@ -141,7 +141,7 @@ def _check_json_size(text: str, what: str) -> None:
 def _check_json_depth(value: Any, what: str) -> None:
     """Level by level, without recursion: no depth can hurt us. A level holds each container once."""
     level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
+    for _ in range(MAX_JSON_DEPTH):
         inner: dict[int, Any] = {}
         for outer in level:
             if isinstance(outer, dict):
@@ -237,8 +237,9 @@ def pack_request(request: Request) -> bytes:
     options = request.options
     if options is not _NO_OPTIONS:
         # msgspec leaves a default out by identity: options in which nothing is set must be that very object
-        options = _NO_OPTIONS if options == _NO_OPTIONS else _positive_zeros(options)
-        request = msgspec.structs.replace(request, options=options)
+        canonical = _NO_OPTIONS if options == _NO_OPTIONS else _positive_zeros(options)
+        if canonical is not options:
+            request = msgspec.structs.replace(request, options=canonical)
     try:
         return _encoder.encode(request)
     except UnicodeEncodeError:
@@ -246,19 +247,21 @@ def pack_request(request: Request) -> bytes:
 
 
 def _positive_zeros(options: Options) -> Options:
-    changes = {
-        name: 0.0
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repeat_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        )
-        if getattr(options, name) == 0
-    }
-    return msgspec.structs.replace(options, **changes) if changes else options
+    """The options with every -0.0 made 0.0; the very same object when there is none (every hit asks this)."""
+    for value in (
+        options.temperature,
+        options.top_p,
+        options.min_p,
+        options.repeat_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
+    ):
+        if value == 0 and str(value) != "0.0":  # -0.0, or an int where msgspec has not been
+            break
+    else:
+        return options
+    changes = {name: 0.0 for name in _FLOAT_OPTIONS if getattr(options, name) == 0}
+    return msgspec.structs.replace(options, **changes)
 
 
 def unpack_request(data: bytes | memoryview) -> Request:
@@ -323,9 +326,15 @@ def cache_key(namespace: str, fingerprint: bytes, payload: bytes) -> bytes:
 
     The namespace is length-prefixed so that no two triples share a byte string.
     """
+    hasher = key_hasher(namespace, fingerprint)
+    hasher.update(payload)
+    return hasher.digest()
+
+
+def key_hasher(namespace: str, fingerprint: bytes) -> hashlib._Hash:
+    """`cache_key` up to the payload; copy it, update the copy with the payload, and its digest is the key."""
     name = namespace.encode()
     hasher = hashlib.sha256(b"walled-key\0%d\0%d\0" % (KEY_VERSION, len(name)))
     hasher.update(name)
     hasher.update(fingerprint)
-    hasher.update(payload)
-    return hasher.digest()
+    return hasher
