@@ -95,6 +95,7 @@ class Supervisor:
         self._holding = True
         self._carry_out(self._core.begin(time.monotonic()))
         self._vet_cache()
+        self._core.excuse_absence(time.monotonic())
         self._holding = False
         for start in self._unborn:
             self._tell_spawn(start)
@@ -110,12 +111,9 @@ class Supervisor:
                 due_s = min(due_s, watchdog_due_s)
             self._read(self._selector.select(max(0.0, due_s - now_s)))
             self._handle(posts.Tick())
-        if self._over.exit_code:
-            log.error("ends: %s", self._over.reason)
-        else:
-            log.info("ends: %s", self._over.reason)
         if self._over.exit_code == BOOT_ERROR_EXIT:
             raise BootError(self._over.reason)
+        log.log(logging.ERROR if self._over.exit_code else logging.INFO, "ends: %s", self._over.reason)
         return self._over.exit_code
 
     def close(self) -> None:

@@ -244,6 +244,15 @@ def test_a_supervisor_that_slept_blames_nobody() -> None:
     assert found(world.run(1.0, silent), posts.Kill), "but who is still silent afterwards is judged"
 
 
+def test_looking_at_the_cache_first_is_no_absence() -> None:
+    world = World(1)
+    world.now_s += 100.0
+    world.core.excuse_absence(world.now_s)
+    assert not found(world.feed(posts.Tick()), posts.Log)
+    assert not found(world.run(29.0), posts.Kill)
+    assert found(world.run(1.5), posts.Kill)
+
+
 def test_a_sleep_while_draining_takes_nothing_off_the_deadline() -> None:
     world = World().up()
     world.feed(posts.StopAsked())

@@ -13,7 +13,7 @@ from collections import deque
 from signal import Signals
 from typing import Any
 
-from walled.core import restart
+from walled.core import restart, watch
 from walled.core.posts import (
     Beat,
     Closed,
@@ -52,8 +52,6 @@ DRAIN_MARGIN_S = 1.0
 """What the broker gets on top of the drain's deadline to end requests itself."""
 HURRY_S = 1.0
 """What children get to stop after a second SIGTERM."""
-DETAIL_CHARS = 200
-"""Of a child's detail in the tree: 64 workers must fit into one link message."""
 
 
 class Supervision:
@@ -186,7 +184,7 @@ class Supervision:
         post, life = found
         self._tree_dirty = True
         told = life.kill_at_s is not None
-        words = exit_words(exited.exit_code) + (
+        words = watch.exit_words(exited.exit_code) + (
             f" ({life.detail})" if exited.exit_code > 0 and life.phase == "stopping" and life.detail else ""
         )
         if life is not post.life:
@@ -261,12 +259,16 @@ class Supervision:
     # --- time --------------------------------------------------------------------------------------
 
     def _forgive_own_absence(self, now_s: float) -> None:
-        """After a stop of the supervisor itself, everybody's clocks stood still too."""
+        gap_s = now_s - self._seen_s
+        if gap_s > LATE_S:
+            self._log("warning", f"the supervisor itself was stopped or starved for {gap_s:.1f} s")
+            self.excuse_absence(now_s)
+        self._seen_s = now_s
+
+    def excuse_absence(self, now_s: float) -> None:
+        """The supervisor looked at nobody since the last event: all clocks stood still."""
         gap_s = now_s - self._seen_s
         self._seen_s = now_s
-        if gap_s <= LATE_S:
-            return
-        self._log("warning", f"the supervisor itself was stopped or starved for {gap_s:.1f} s")
         for post in self._posts.values():
             for life in post.lives():
                 life.beat_s += gap_s
@@ -278,7 +280,9 @@ class Supervision:
     def _due(self, now_s: float) -> None:
         for post in self._posts.values():
             for life in post.lives():
-                self._judge(post, life, now_s)
+                reason = watch.overdue(life, now_s, self._settings)
+                if reason:
+                    self._kill_unsound(life.ident, reason)
             if post.start_at_s is not None and now_s >= post.start_at_s:
                 if self._mode in (Mode.RUNNING, Mode.DRAINING):
                     self._start(post, now_s)
@@ -287,22 +291,6 @@ class Supervision:
         if self._mode is Mode.DRAINING and now_s >= self._drain_until_s:
             self._log("warning", "drain: time is up, stopping with requests in flight")
             self._workers_go(now_s)
-
-    def _judge(self, post: Post, life: Life, now_s: float) -> None:
-        settings = self._settings
-        if life.killed:
-            return
-        if life.kill_at_s is not None and now_s >= life.kill_at_s:
-            self._kill_unsound(life.ident, "has not stopped in time")
-        elif life.phase in ("ready", "draining"):
-            if now_s - life.beat_s > settings.hang_timeout_s:
-                self._kill_unsound(life.ident, f"silent for {now_s - life.beat_s:.1f} s")
-        elif life.phase == "stopping":
-            # The broker may go on saying so: drained, it waits to be told that the workers are gone.
-            if life.kill_at_s is None and now_s - life.beat_s > settings.stop_timeout_s:
-                self._kill_unsound(life.ident, "said it stops and did not")
-        elif now_s - life.phase_since_s > settings.start_timeout_s:
-            self._kill_unsound(life.ident, f"not ready after {settings.start_timeout_s:g} s")
 
     # --- replacing workers -------------------------------------------------------------------------
 
@@ -475,18 +463,7 @@ class Supervision:
 
     def tree(self, now_s: float) -> dict[str, Any]:
         """The process tree for `walled-ctl status`."""
-        children: list[dict[str, Any]] = []
-        for post in self._posts.values():
-            common = {"role": post.spec.role, "slot": post.spec.slot, "restarts": post.restarts}
-            children.extend(
-                {**common, "pid": life.pid, "phase": life.phase, "detail": life.detail[:DETAIL_CHARS]}
-                for life in post.lives()
-            )
-            if not post.lives():
-                phase = "failed" if post.given_up else "drained" if post.parked else "waiting"
-                children.append({**common, "pid": 0, "phase": phase, "detail": post.given_up})
-        supervisor = {"pid": self._pid, "uptime_s": round(now_s - self._born_s, 1)}
-        return {"supervisor": supervisor, "children": children}
+        return watch.tree(self._pid, now_s - self._born_s, self._posts.values())
 
     def _send_tree(self, now_s: float) -> None:
         broker = self._posts[("broker", 0)].life
@@ -502,13 +479,3 @@ class Supervision:
     def _taken(self) -> list[Effect]:
         effects, self._effects = self._effects, []
         return effects
-
-
-def exit_words(exit_code: int) -> str:
-    """An exit code as subprocess gives it, in words."""
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return f"killed by {Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"
