@@ -232,16 +232,20 @@ class AsyncClient:
         found = cache.lookup(asked, started_s)
         if found is None:
             return None
-        reply, renew = found
-        if renew is not None:
-            try:
-                wire = self._shared.wire()
-                sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
-            except WalledError:
-                sent = False
-            if not sent:
-                cache.refresh_failed(renew)
+        reply, key = found
+        if key is not None:
+            self._renew(asked, key)
         return reply
+
+    def _renew(self, asked: Asked, key: bytes) -> None:
+        """Have an answer late in its life made anew, in the background; a failure is nobody's business."""
+        try:
+            wire = self._shared.wire()
+            sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
+        except WalledError:
+            sent = False
+        if not sent and self._shared.cache is not None:
+            self._shared.cache.refresh_failed(key)
 
     async def _control(self, request: ControlRequest, deadline_s: float) -> dict[str, Any]:
         wire = self._shared.wire()

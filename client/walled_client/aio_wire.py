@@ -174,7 +174,8 @@ class AsyncWire:
             self._quiet = self.loop.create_future()
             await asyncio.wait([self._quiet], timeout=CLOSE_WAIT_S)
         if not self.closed:
-            port.send(protocol.frames(protocol.DISCONNECT, b""))
+            if exchange.asked:
+                port.send(protocol.frames(protocol.DISCONNECT, b""))
             self.drop()
 
     def drop(self) -> None:

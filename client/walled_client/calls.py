@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 import msgspec
 
@@ -101,7 +101,7 @@ class GenerateFields(OptionFields, total=False):
     images: Sequence[bytes]
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A call made ready: what is asked, and under which settings."""
 
     settings: Settings
@@ -177,7 +177,9 @@ def chat(settings: Settings, messages: Messages, fields: Mapping[str, Any]) -> A
             )
         else:
             request = Request(kind="chat", messages=turns, options=options)
-    return _asked(settings, checked(request))
+    if not turns:
+        checked(request)  # says what is wrong
+    return _asked(settings, request)
 
 
 def generate(settings: Settings, prompt: str, fields: Mapping[str, Any]) -> Asked:
@@ -255,6 +257,8 @@ def _split(
     settings: Settings, fields: Mapping[str, Any], kind: Kind
 ) -> tuple[Settings, Options, dict[str, Any] | None]:
     """Settings, options and content among the fields of a call."""
+    if fields.keys() <= _OPTIONS and kind != "embed":
+        return settings, _options(fields), None
     changes: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     content: dict[str, Any] | None = None
@@ -278,15 +282,21 @@ def _split(
             raise BadRequest(_unknown(name, allowed | _SETTINGS | (_OPTIONS if kind != "embed" else set())))
     if changes is not None:
         settings = new_settings(changes, settings)
-    if options is None:
-        return settings, _NO_OPTIONS, content
-    stop = options.get("stop")
-    if isinstance(stop, str):
-        options["stop"] = (stop,) if stop else ()
+    return settings, _NO_OPTIONS if options is None else _options(options), content
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    stop = given.get("stop")
+    if stop is not None and isinstance(stop, str):
+        given = {**given, "stop": (stop,) if stop else ()}
     try:
-        return settings, msgspec.convert(options, Options), content
+        options = msgspec.convert(given, Options)
     except (msgspec.ValidationError, OverflowError) as exc:
         raise BadRequest(f"options: {exc}") from None
+    for name, value in given.items():
+        if value != value:  # NaN passes every range  # noqa: PLR0124
+            raise BadRequest(f"options.{name} is {value}; a finite number is needed")
+    return options
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -189,9 +189,13 @@ class Client:
     # --- inside ----------------------------------------------------------------------------------
 
     def _run(self, asked: Asked, started_s: float) -> Reply:
-        hit = self._lookup(asked, started_s)
-        if hit is not None:
-            return hit
+        cache = self._shared.cache
+        if cache is not None and asked.settings.local:
+            found = cache.lookup(asked, started_s)
+            if found is not None:
+                if found[1] is not None:
+                    self._renew(asked, found[1])
+                return found[0]
         wire = self._shared.wire()
         waiter = Waiter()
         deadline_s = asked.settings.deadline_s
@@ -223,16 +227,20 @@ class Client:
         found = cache.lookup(asked, started_s)
         if found is None:
             return None
-        reply, renew = found
-        if renew is not None:
-            try:
-                wire = self._shared.wire()
-                sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
-            except WalledError:
-                sent = False
-            if not sent:
-                cache.refresh_failed(renew)
+        reply, key = found
+        if key is not None:
+            self._renew(asked, key)
         return reply
+
+    def _renew(self, asked: Asked, key: bytes) -> None:
+        """Have an answer late in its life made anew, in the background; a failure is nobody's business."""
+        try:
+            wire = self._shared.wire()
+            sent = wire.refresh(calls.refresh_header(asked), asked.payload, asked.settings.deadline_s)
+        except WalledError:
+            sent = False
+        if not sent and self._shared.cache is not None:
+            self._shared.cache.refresh_failed(key)
 
     def _batch(
         self, requests: Sequence[str | Mapping[str, Any]], settings: Settings, concurrency: int

@@ -192,6 +192,8 @@ class Exchange:
         self._epoch = b""
         self._cancelling: dict[bytes, None] = {}
         self._ended: list[Call] = []
+        self.asked = False
+        """A request was sent on this connection, so the broker keeps something of us."""
         self.pending: dict[bytes, Call] = {}
         self.unsent: dict[bytes, Call] = {}
         """Calls the broker has not got: not connected, or its queue is full. In order of opening."""
@@ -228,6 +230,7 @@ class Exchange:
         header = call.header
         if header is None:
             return protocol.frames(protocol.CONTROL, call.request_id, None, call.payload)
+        self.asked = True
         left_ms = max(1, int((call.end_by_s - GRACE_S - now_s) * 1000))
         if left_ms < header.deadline_ms:
             header = msgspec.structs.replace(header, deadline_ms=left_ms)

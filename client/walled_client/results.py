@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """A whole answer, where it came from and where its time went."""
 
     answer: Answer

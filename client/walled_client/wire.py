@@ -157,7 +157,8 @@ class Wire:
             while exchange.cancelling and (left_s := until_s - time.monotonic()) > 0 and self._leader is None:
                 self._poll.poll(left_s * 1000)
                 self._drain()
-            port.send(protocol.frames(protocol.DISCONNECT, b""))
+            if exchange.asked:
+                port.send(protocol.frames(protocol.DISCONNECT, b""))
             self._closed = True
             self._wake()
             leaderless = self._leader is None
