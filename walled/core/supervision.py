@@ -10,7 +10,6 @@ processes, pipes, signals, clocks, randomness (walled/supervisor.py has them). T
 from __future__ import annotations
 
 from collections import deque
-from signal import Signals
 from typing import Any
 
 from walled.core import restart, watch

@@ -5,8 +5,8 @@ May live here: pure readings of core/posts.py. May not: changing anything (super
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
+from signal import Signals
 from typing import Any
 
 from walled.core.posts import Life, Post, Settings
@@ -37,7 +37,7 @@ def exit_words(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit status {exit_code}"
     try:
-        return f"killed by {signal.Signals(-exit_code).name}"
+        return f"killed by {Signals(-exit_code).name}"
     except ValueError:
         return f"killed by signal {-exit_code}"
 
