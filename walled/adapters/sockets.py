@@ -19,13 +19,13 @@ from __future__ import annotations
 import enum
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import zmq
 import zmq.backend
-from zmq.utils.monitor import parse_monitor_message
 
 from walled.errors import BootError
 from walled.protocol import MAX_PAYLOAD_BYTES
@@ -33,6 +33,7 @@ from walled.protocol import MAX_PAYLOAD_BYTES
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
 _get: Callable[[Any, int], int] = zmq.backend.Socket.get  # type: ignore[assignment]
+_MONITOR_EVENT = struct.Struct("=hi")
 _MORE = int(zmq.SNDMORE | zmq.DONTWAIT)
 _LAST = int(zmq.DONTWAIT)
 _EVENTS = int(zmq.EVENTS)
@@ -128,7 +129,9 @@ class Hub:
     def _connected(self, socket: zmq.Socket[bytes], endpoint: str) -> Port:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        # Trying is cheap on this host, and whoever waits longer than the broker needs to come back is what a
+        # caller sees: with 500 ms here a broker that was up again after 0.7 s was found after 1.2 s.
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
         port = Port(socket)
         port.endpoint = endpoint
         return port
@@ -240,7 +243,8 @@ class Port:
             return []
         found = []
         while _get(self._monitor, _EVENTS) & _POLLIN:
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"]
+            # By hand: pyzmq's parser imports all of asyncio, a seventh of the time a broker needs to start.
+            event, _ = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
             found.append(ConnectionEvent.DOWN if event == zmq.EVENT_DISCONNECTED else ConnectionEvent.UP)
         return found
 
