@@ -27,7 +27,9 @@ Example:
 """
 
 
-@click.group(context_settings={"max_content_width": 110})
+@click.group(
+    short_help="Measure this machine with a daemon of its own.", context_settings={"max_content_width": 110}
+)
 def bench() -> None:
     """Measure this machine with a daemon of its own; a running one is not touched."""
 
@@ -45,7 +47,7 @@ def _parts() -> dict[str, Callable[[bool], list[Figure]]]:
     }
 
 
-@bench.command(epilog=EPILOG)
+@bench.command(epilog=EPILOG, short_help="The core figures; writes build/figures/core.json.")
 @click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how fast.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
 @click.option("--only", multiple=True, help="Only this part; may be repeated. Parts: " + ", ".join(_parts()))
@@ -69,7 +71,10 @@ def core(quick: bool, strict: bool, only: tuple[str, ...], output: Path) -> None
     _finish(figures, began_s, output, strict)
 
 
-@bench.command(epilog="\b\nExample:\n  walled-ctl bench kills --count 20 --seed 7")
+@bench.command(
+    short_help="Random SIGKILLs under load.",
+    epilog="\b\nExample:\n  walled-ctl bench kills --count 20 --seed 7",
+)
 @click.option("--count", type=click.IntRange(1, 10_000), default=200, show_default=True, help="SIGKILLs.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Draws the victims and the moments.")
 @click.option(

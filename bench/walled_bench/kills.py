@@ -18,6 +18,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ from walled_bench import questions
 from walled_bench.daemon import Daemon, members, scripted
 from walled_bench.figures import Figure, figure
 from walled_bench.ledger import Ledger, Witness
-from walled_bench.statistic import Summary, quantile
+from walled_bench.statistic import Summary, of_blocks, quantile
 
 ROLES = ("worker", "broker", "monitor")
 TOKENS = 12
@@ -49,7 +51,8 @@ GAP_S = (0.02, 0.3)
 WITNESS_EVERY_S = 0.02
 VET_LIMIT_S = 30.0
 KILLS = 200
-QUICK_KILLS = 6
+IMPORTS = 3
+QUICK_KILLS = 3
 
 
 class Kill(NamedTuple):
@@ -71,6 +74,8 @@ class Outcome(NamedTuple):
     records: int
     damaged: int
     exit_status: int | None
+    imports_s: list[float]
+    """What a new interpreter needs to import the broker, before and after: no recovery can be faster."""
 
 
 def measure(quick: bool = False) -> list[Figure]:
@@ -85,14 +90,25 @@ def campaign(count: int, seed: int) -> Outcome:
     config["supervisor"] = {"restart_intensity": 1_000_000}
     with Daemon(config) as daemon:
         session = daemon.pid
+        imports_s = _import_times_s()
         kills, ledger, witness, counters = asyncio.run(_under_load(daemon, count, random.Random(seed)))
+        imports_s += _import_times_s()
         left = daemon.stop()
         orphans = len(left) + len(members(session))
         records, damaged = _check_cache(daemon.cache_dir, ledger)
         return Outcome(
             kills, ledger, witness, counters["late_replies"], counters["malformed"], orphans, records,
-            damaged, daemon.exit_status,
+            damaged, daemon.exit_status, imports_s,
         )  # fmt: skip
+
+
+def _import_times_s() -> list[float]:
+    times = []
+    for _ in range(IMPORTS):
+        began_s = time.monotonic()
+        subprocess.run([sys.executable, "-P", "-c", "import walled.broker"], check=True, timeout=30)
+        times.append(time.monotonic() - began_s)
+    return times
 
 
 async def _under_load(
@@ -229,7 +245,7 @@ def _check_cache(directory: Path, ledger: Ledger) -> tuple[int, int]:
     reader = CacheReader(directory)
     meta = reader.meta("default")
     if meta is None:
-        ledger.note("the cache after the end does not know the model")
+        ledger.note(f"the cache after the end does not know the model: {reader.stats()}")
         return result.entries, damaged + 1
     now_s = time.time()
     for number in range(STORED_QUESTIONS):
@@ -265,6 +281,11 @@ def figures(outcome: Outcome) -> list[Figure]:
         figure("kills: calls that failed with a typed error", _failed_share(ledger), "share", n=ledger.begun),
         figure("kills: witness requests lost with their broker", float(witness.lost), "", n=witness.asked),
     ]
+    found.append(
+        figure(
+            "kills: bare start of an interpreter with the broker's modules", of_blocks(outcome.imports_s), "s"
+        )
+    )
     for role in ROLES:
         times = [kill.recovery_s for kill in kills if kill.role == role]
         if times:

@@ -46,7 +46,7 @@ def measure(quick: bool = False) -> list[Figure]:
 
 
 def _singles(daemon: Daemon, bare: Prototype, numbers: itertools.count[int], quick: bool) -> list[Figure]:
-    blocks, count = (3, 30) if quick else (SINGLE_BLOCKS, SINGLE_REQUESTS)
+    blocks, count = (2, 20) if quick else (SINGLE_BLOCKS, SINGLE_REQUESTS)
     p50s: dict[str, list[float]] = {"bare": [], "walled": [], "stored": []}
     p99s: list[float] = []
     with Client(daemon.run_dir) as client:
@@ -94,7 +94,7 @@ def _times_us(
 async def _floods(
     daemon: Daemon, bare: Prototype, numbers: itertools.count[int], quick: bool
 ) -> list[Figure]:
-    blocks, count = (2, 300) if quick else (FLOOD_BLOCKS, FLOOD_REQUESTS)
+    blocks, count = (1, 200) if quick else (FLOOD_BLOCKS, FLOOD_REQUESTS)
     rates: dict[str, list[float]] = {"bare": [], "walled": [], "stored": []}
     cpu_us: dict[str, list[float]] = {
         name: [] for name in ("broker", "worker", "client", "all three", "apart")
