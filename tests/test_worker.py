@@ -15,10 +15,13 @@ from walled import config as cfg
 from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
+from walled.adapters import registry
+from walled.adapters.backend import BackendInfo, Changed, Delta, Done, Emit, Job
 from walled.adapters.cache import CacheReader
+from walled.adapters.scripted import ScriptedBackend
 from walled.adapters.sockets import Hub, Poller
 from walled.core.served import default_options, place, with_defaults, worth_storing
-from walled.errors import BootError
+from walled.errors import BackendUnavailable, BootError, WalledError
 
 A, B, C = b"job----A", b"job----B", b"job----C"
 
@@ -112,6 +115,93 @@ def test_a_deadline_ends_the_job(pair: Pair) -> None:
     pair.broker.ask(A, "x\n!stall", deadline_ms=150)
     assert pair.broker.error(A).code == "deadline_exceeded"
     assert 0.15 <= time.monotonic() - began < 1.0
+
+
+def test_a_deadline_can_be_extended(pair: Pair) -> None:
+    began = time.monotonic()
+    pair.broker.ask(A, "x\n!stall", deadline_ms=100)
+    pair.broker.send(wire.CONTROL, A, None, wire.pack_map({"op": "deadline", "deadline_ms": 400}))
+    assert pair.broker.error(A).code == "deadline_exceeded"
+    assert time.monotonic() - began >= 0.4
+
+
+class Stubborn(ScriptedBackend):
+    """Does not let go of a cancelled job before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(cfg.ScriptedConfig(), 4)
+        self.cancelled: list[int] = []
+
+    def cancel(self, job_id: int) -> None:
+        self.cancelled.append(job_id)
+
+    def let_go(self) -> None:
+        for job_id in self.cancelled:
+            super().cancel(job_id)
+
+
+def test_a_backend_that_does_not_let_go_costs_a_slot_not_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Stubborn()
+    monkeypatch.setattr(registry, "create", lambda *args: backend)
+    pair = Pair(tmp_path)
+    began = time.monotonic()
+    pair.broker.ask(A, "x\n!stall", deadline_ms=100)
+    credit = pair.broker.expect(wire.CREDIT)
+    assert wire.decode_header(wire.CreditHeader, credit.header).slots == 3
+    assert pair.broker.inbox == [], "the credit comes before the ending"
+    assert pair.broker.error(A).code == "deadline_exceeded"
+    assert 1.0 < time.monotonic() - began < 5.0
+    backend.let_go()
+    credit = pair.broker.expect(wire.CREDIT)
+    assert wire.decode_header(wire.CreditHeader, credit.header).slots == 4
+    pair.close()
+
+
+def test_deltas_that_do_not_join_to_the_answer_are_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Liar(ScriptedBackend):
+        def submit(self, job: Job) -> None:
+            self._emit(Delta(job.job_id, "half"))
+            self._emit(Done(job.job_id, pl.Answer(text="half of it")))
+
+    monkeypatch.setattr(registry, "create", lambda *args: Liar(cfg.ScriptedConfig(), 4))
+    pair = Pair(tmp_path)
+    pair.broker.ask(A, stream=True)
+    assert pair.broker.error(A).code == "internal"
+    pair.close()
+
+
+def test_a_backend_that_changes_is_announced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ScriptedBackend(cfg.ScriptedConfig(), 4)
+    monkeypatch.setattr(registry, "create", lambda *args: backend)
+    pair = Pair(tmp_path)
+    more = (*pair.ready.models, wire.ModelInfo(name="pulled", digest="d"))
+    backend._emit(Changed(BackendInfo(more, 2)))
+    ready = pair.broker.ready()
+    assert [model.name for model in ready.models] == ["scripted", "pulled"]
+    assert ready.slots == 2
+    pair.close()
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("not there"), BootError("never")])
+def test_a_backend_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: WalledError
+) -> None:
+    class Dead(ScriptedBackend):
+        def start(self, emit: Emit) -> BackendInfo:
+            raise error
+
+    monkeypatch.setattr(registry, "create", lambda *args: Dead(cfg.ScriptedConfig(), 4))
+    worker = RunningWorker(scripted_config(tmp_path))
+    if isinstance(error, BootError):
+        with pytest.raises(BootError):
+            worker.join()
+    else:
+        assert worker.join() == 1, "a second try can succeed"
+        assert any(isinstance(m, lk.Status) and m.detail == "not there" for m in worker.link.receive())
 
 
 @pytest.mark.parametrize(
@@ -398,8 +488,6 @@ def test_the_monitor_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
-
-    from walled.adapters import registry
 
     for kind, package in (("embedded", "xllamacpp"), ("openai", "httpx")):
         with monkeypatch.context() as patch:

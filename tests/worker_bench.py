@@ -144,7 +144,7 @@ def scripted_config(directory: Path, *, broker: dict[str, Any] | None = None, **
             "backend": "s",
             "daemon": {"run_dir": str(directory), "allow_scripted": True},
             "cache": {"path": str(directory / "cache")},
-            "broker": broker or {},
+            "broker": broker or {"worker_liveness_s": 60.0},
             "backends": {"s": {"kind": "scripted", **backend}},
         }
     )

@@ -130,6 +130,18 @@ def test_a_deadline_stops_the_job_and_its_backend_ends_it() -> None:
     assert jobs.due(99.0) == ([], [], [])
 
 
+def test_a_deadline_can_be_extended_but_not_shortened_and_nobody_is_revived() -> None:
+    jobs = Jobs(1)
+    job = begin(jobs, 1.0, deadline_ms=500)
+    jobs.extend(job, 1000, 1.2)
+    jobs.extend(job, 100, 1.2)
+    assert jobs.due(1.5).expired == []
+    assert jobs.next_due_s() == pytest.approx(2.2)
+    assert jobs.due(2.2).expired == [job]
+    jobs.extend(job, 9000, 2.3)
+    assert jobs.due(2.2 + GIVE_UP_S).given_up == [job]
+
+
 def test_a_backend_that_does_not_come_back_loses_its_slot_until_it_does() -> None:
     jobs = Jobs(2)
     job = begin(jobs, 1.0)

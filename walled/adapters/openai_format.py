@@ -11,7 +11,7 @@ import json
 import struct
 from typing import Any
 
-from walled.errors import BackendError, Truncated
+from walled.errors import BackendError, Truncated, Unsupported
 from walled.payload import Answer, FinishReason, Message, Request, Usage, canonical_json
 
 _FINISH: dict[str, FinishReason] = {
@@ -45,6 +45,20 @@ def chat_body(request: Request) -> dict[str, Any]:
         schema = {"name": "answer", "schema": json.loads(request.format), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
+
+
+def completion_body(request: Request) -> dict[str, Any]:
+    """The body of a streaming plain completion, for models without a chat template. Raises Unsupported for
+    what only a template could carry."""
+    if request.format or request.tools or request.images:
+        raise Unsupported("a model without a chat template takes no format, tools or images")
+    prompt = f"{request.system}\n\n{request.prompt}" if request.system else request.prompt
+    return {
+        "prompt": prompt,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **options(request),
+    }
 
 
 def options(request: Request) -> dict[str, Any]:
@@ -143,6 +157,10 @@ class Assembly:
         kept["function"]["name"] += function.get("name") or ""
         arguments = function.get("arguments") or ""
         kept["function"]["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+    def end(self) -> None:
+        """The server marked the end of the stream itself."""
+        self._finish = self._finish or "stop"
 
     @property
     def finished(self) -> bool:
