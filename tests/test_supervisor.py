@@ -349,3 +349,13 @@ def test_a_reload_that_only_a_restart_could_obey_is_refused_whole(tmp_path: Path
         daemon.until('reload refused, nothing has changed: .*no backend is named "s"')
         assert daemon.children() == before
         assert daemon.stop() == 0
+
+
+def test_a_configuration_too_large_for_the_links_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with config.open("a") as file:
+        file.writelines(f'[models.{"m" * 100}{n}]\nalias_of = "scripted"\n' for n in range(1500))
+    done = command("--config", str(config))
+    assert done.returncode == 78
+    assert "the configuration is too large" in done.stderr
+    assert "Traceback" not in done.stderr

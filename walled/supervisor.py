@@ -48,7 +48,9 @@ def run(
     logs.set_up("supervisor", config.daemon.log_level, config.daemon.log_format)
     lock = RunLock.take(configuration.run_dir(config))
     try:
-        config = detect.resolve(config)
+        wanted, config = config, detect.resolve(config)
+        if wanted.backend == "auto":
+            log.info("backend auto: %s", config.backend)
         detect.require_engines(config)
         addresses = configuration.endpoints(lock.directory)
         lock.write_manifest(
@@ -85,6 +87,7 @@ class Supervisor:
         self._core = Supervision(
             staffing.specs(config), staffing.settings(config), os.getpid(), time.monotonic()
         )
+        self._require_packable(self._plain())
         self._over: posts.Over | None = None
         self._holding = False
 
@@ -299,6 +302,14 @@ class Supervisor:
         plain["cache"]["path"] = str(configuration.cache_dir(self._config))
         return plain
 
+    @staticmethod
+    def _require_packable(plain: dict[str, Any]) -> None:
+        """Raise BootError for a configuration too large to be handed to a child."""
+        try:
+            wire.pack(wire.Order("reconfigure", config=plain))
+        except ProtocolError as exc:
+            raise BootError(f"the configuration is too large for the processes to be told: {exc}") from None
+
     # --- telling the world -------------------------------------------------------------------------
 
     def _summary(self, detail: str) -> str:
@@ -323,6 +334,7 @@ class Supervisor:
             # Old and new values together may be impossible; a child would refuse them.
             configuration.from_plain(configuration.to_plain(merged), "the running values with the new ones")
             detect.require_engines(merged)
+            self._require_packable(configuration.to_plain(merged))
         except (ConfigError, BootError) as exc:
             log.error("reload refused, nothing has changed: %s", exc.message)
             return

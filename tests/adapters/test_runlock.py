@@ -50,17 +50,17 @@ def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
 
 def test_the_lock_is_not_inherited(tmp_path: Path) -> None:
     lock = RunLock.take(tmp_path)
-    reader, writer = os.pipe()
     heir = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=reader, close_fds=False
+        [sys.executable, "-c", "import sys; print('here', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        close_fds=False,
     )
-    try:
-        os.close(reader)
+    with heir:
+        assert heir.stdout is not None
+        assert heir.stdout.readline() == b"here\n"
         lock.release()
         RunLock.take(tmp_path).release()
-    finally:
-        os.close(writer)
-        heir.wait(20)
 
 
 def test_what_is_in_the_way_is_left_alone(tmp_path: Path) -> None:
@@ -122,4 +122,12 @@ def test_dead_sockets_are_removed_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     lock.remove_sockets(endpoints(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.sock", "walled.lock"]
+    lock.release()
+
+
+def test_a_manifest_that_cannot_be_written_is_a_boot_error(tmp_path: Path) -> None:
+    lock = RunLock.take(tmp_path)
+    (tmp_path / "walled.json").mkdir()
+    with pytest.raises(BootError, match="cannot be written"):
+        lock.write_manifest(Manifest("0.1.0", 1, "/c", endpoints(tmp_path)))
     lock.release()

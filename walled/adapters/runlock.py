@@ -70,15 +70,18 @@ class RunLock:
         return cls(directory, fd)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest whole: a reader sees the old one or the new one."""
+        """Replace the manifest whole: a reader sees the old one or the new one. Raises BootError."""
         path = self.directory / MANIFEST_NAME
         temporary = path.with_suffix(".json.new")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-        temporary.replace(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            with os.fdopen(os.open(temporary, flags, 0o640), "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+            temporary.replace(path)
+        except OSError as exc:
+            raise BootError(f"{path}: cannot be written: {exc.strerror}; check daemon.run_dir") from None
 
     def remove_sockets(self, endpoints: Endpoints) -> None:
         """Remove what the children bound. The manifest stays: it tells clients where the cache is."""
