@@ -54,6 +54,8 @@ KEEP_IDLE_S = 60.0
 DRAIN_S = 0.25
 """Wait for the end of the HTTP body after the end mark; a connection that has none is given up."""
 JOIN_S = 5.0
+YIELD_EVERY = 32
+"""Records after which a stream lets others run: a fast server's backlog must not hold up a cancel."""
 
 _log = logging.getLogger("walled.ollama")
 
@@ -295,7 +297,7 @@ class OllamaBackend:
                         except (BackendError, Overloaded) as exc:
                             gone = isinstance(exc, BackendUnavailable)
                             if gone or isinstance(exc, Truncated):
-                                hosts.doubt(host, gone=gone and not isinstance(exc, _Silent))
+                                hosts.doubt(host, exc, gone=gone and not isinstance(exc, _Silent))
                             tried.add(host)
                             if reply.begun or not hosts.others(name, tried):
                                 raise
@@ -330,6 +332,7 @@ class OllamaBackend:
     ) -> None:
         """Pass the records on until the end mark, or the end of the body, or a deadline."""
         clock = asyncio.get_running_loop().time
+        count = 0
         limit_s = self._config.first_token_timeout_s
         try:
             while not reply.done:
@@ -339,6 +342,9 @@ class OllamaBackend:
                 host.heard_s = clock()
                 if text:
                     self._emit(Delta(job_id, text))
+                count += 1
+                if count % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
                 limit_s = self._config.inter_token_timeout_s
         except StopAsyncIteration:
             return  # without an end mark: Reply.answer says so

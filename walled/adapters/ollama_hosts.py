@@ -41,8 +41,8 @@ PULL_SILENCE_S = 600.0
 """Verifying tens of gigabytes is the longest that Ollama says nothing during a pull."""
 PULL_RETRY_S = 60.0
 PULL_LOG_S = 5.0
-RELOAD_MS = 100.0
-"""A load_duration over this is a load; without one Ollama reports a few milliseconds."""
+RELOAD_MS = 200.0
+"""A load_duration over this is a load (the smallest model: 255 ms); without a load it is 1 to 5, busy 100."""
 RELOAD_WARN_S = 60.0
 
 _log = logging.getLogger("walled.ollama")
@@ -212,12 +212,13 @@ class Hosts:
                 host.reloads,
             )
 
-    def doubt(self, host: Host, *, gone: bool) -> None:
+    def doubt(self, host: Host, error: WalledError, *, gone: bool) -> None:
         """A request met trouble there. `gone`: nobody answers at all, so send no more until proved."""
         host.doubted = True
         if gone and host.up:
             host.up = False
-            _log.warning("%s does not answer; it gets no requests until it does", host.url)
+            host.trouble = error
+            _log.warning("%s gets no requests until it is proved again: %s", host.url, error.message)
             self._announce()
         host.wake.set()
 
