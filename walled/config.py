@@ -8,16 +8,16 @@ with this schema.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from walled import schema
 from walled.errors import ConfigError
 
 # Imported where used, because five processes pay for them at every start and need them hardly ever:
-# difflib, platformdirs, tempfile, tomllib.
+# platformdirs, tempfile, tomllib.
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -25,7 +25,11 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
 SecondsOrZero = Annotated[float, msgspec.Meta(ge=0, le=365 * 86400)]
 Slots = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Workers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Beat = Annotated[float, msgspec.Meta(ge=0.01, le=60)]
 EntryName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+UpstreamName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+Capability = Literal["chat", "generate", "embed", "tools", "images", "schema"]
 
 MAX_SOCKET_PATH_BYTES = 107
 """sun_path of Linux holds 108 bytes with its NUL; libzmq truncates silently past that."""
@@ -59,7 +63,7 @@ class BrokerConfig(_Section, frozen=True, kw_only=True):
     """Shortest time a model stays loaded before another may take its place."""
     max_wait_s: Seconds = 10.0
     """Longest time the queue of a model that is not loaded waits for one that is."""
-    heartbeat_s: Seconds = 0.5
+    heartbeat_s: Beat = 0.5
     worker_liveness_s: Seconds = 2.5
     """A worker not heard of for this long is given up, and its requests run elsewhere."""
     start_wait_s: SecondsOrZero = 10.0
@@ -75,7 +79,7 @@ class SupervisorConfig(_Section, frozen=True, kw_only=True):
     backoff_max_s: Seconds = 10.0
     start_timeout_s: Seconds = 300.0
     """Longest time a child may take until it is ready (loading a big model from a slow disk)."""
-    hang_timeout_s: Seconds = 4.0
+    hang_timeout_s: Annotated[float, msgspec.Meta(ge=0.75, le=3600)] = 4.0
     """A child whose working loop has been silent for this long is killed and replaced."""
     stop_timeout_s: Seconds = 5.0
     """Between asking a child to stop and killing it."""
@@ -132,14 +136,14 @@ class OllamaConfig(BackendBase, frozen=True, kw_only=True, tag="ollama", tag_fie
     """One or more Ollama servers."""
 
     hosts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=32)] = ("http://127.0.0.1:11434",)
-    models: dict[EntryName, str] = {}
+    models: dict[EntryName, UpstreamName] = {}
     """Name requests use -> Ollama's name; empty serves every model the servers list under its own name."""
     pull: bool = False
     """Pull configured models the server does not have."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 10
     """Most open connections to each host."""
     connect_timeout_s: Seconds = 2.0
-    keep_alive_s: float = 1800.0
+    keep_alive_s: Annotated[float, msgspec.Meta(ge=-1, le=365 * 86400)] = 1800.0
     """How long Ollama keeps an idle model loaded; negative means for ever."""
     context_tokens: NonNegative = 0
     """num_ctx, the same for every request of a model because a change reloads it; 0 leaves Ollama's own."""
@@ -157,11 +161,11 @@ class OpenAIConfig(BackendBase, frozen=True, kw_only=True, tag="openai", tag_fie
 
     base_url: Annotated[str, msgspec.Meta(min_length=1)]
     """Up to and with /v1."""
-    models: dict[EntryName, str] = {}
+    models: dict[EntryName, UpstreamName] = {}
     """Name requests use -> the server's name; empty serves every model it lists."""
-    capabilities: tuple[str, ...] = ("chat", "generate")
+    capabilities: tuple[Capability, ...] = ("chat", "generate")
     """What the models can do: chat, generate, embed, tools, images, schema. The API has no way to ask."""
-    api_key_env: str = ""
+    api_key_env: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
     """Environment variable that holds the key; never the key itself."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 10
     connect_timeout_s: Seconds = 2.0
@@ -249,15 +253,11 @@ def load(path: str | Path | None) -> Config:
 
 def from_plain(data: dict[str, Any], where: str = "config") -> Config:
     """A Config from plain values; `where` names their origin in errors. Raises ConfigError."""
-    problems = [f"{where}: {problem}" for problem in _unknown_keys(data, Config, "")]
-    if problems:
-        raise ConfigError("\n".join(problems))
     try:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as exc:
-        text, _, path = str(exc).partition(" - at `$")
-        key = path.rstrip("`").lstrip(".")
-        raise ConfigError(f"{where}: {key + ': ' if key else ''}{text}") from None
+        wrong = schema.problems(data, Config) or [str(exc)]
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in wrong)) from None
     problems = [f"{where}: {problem}" for problem in _impossible(config)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -278,50 +278,6 @@ def with_backend(config: Config, name: str) -> Config:
 # --- checks msgspec cannot make --------------------------------------------------------------------
 
 
-def _unknown_keys(data: Any, schema: Any, path: str) -> list[str]:
-    """A line for each unknown key, with the nearest valid one."""
-    if not isinstance(data, dict):
-        return []
-    problems: list[str] = []
-    if get_origin(schema) is dict:
-        value_schema = get_args(schema)[1]
-        for name, value in data.items():
-            problems += _unknown_keys(value, value_schema, f"{path}{name}.")
-        return problems
-    struct = _struct_of(data, schema, path, problems)
-    if struct is None:
-        return problems
-    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
-    tag = struct.__struct_config__.tag_field
-    for key, value in data.items():
-        if key in fields:
-            problems += _unknown_keys(value, fields[key], f"{path}{key}.")
-        elif key != tag:
-            near = _nearest(key, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{path}{near[0]}`?" if near else f"valid keys: {', '.join(sorted(fields))}"
-            problems.append(f"{path}{key}: unknown key; {hint}")
-    return problems
-
-
-def _struct_of(data: dict[str, Any], schema: Any, path: str, problems: list[str]) -> Any:
-    """The struct class `data` should be: the schema itself, or the member of a union its `kind` names."""
-    members = [
-        member for member in (get_args(schema) or (schema,))
-        if isinstance(member, type) and issubclass(member, msgspec.Struct)
-    ]  # fmt: skip
-    if len(members) <= 1:
-        return members[0] if members else None
-    tags = {member.__struct_config__.tag: member for member in members}
-    kind = data.get("kind")
-    if kind in tags:
-        return tags[kind]
-    near = _nearest(str(kind), [str(tag) for tag in tags], n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    wanted = ", ".join(f'"{tag}"' for tag in tags)
-    problems.append(f"{path}kind: expected one of {wanted}, got {kind!r}{hint}")
-    return None
-
-
 def _impossible(config: Config) -> list[str]:
     """Combinations that can never work, one line each."""
     problems = []
@@ -329,12 +285,16 @@ def _impossible(config: Config) -> list[str]:
     names = (config.backend,) if isinstance(config.backend, str) else config.backend
     if not names:
         problems.append("backend: expected a name or a list of names, got an empty list")
+    if "auto" in config.backends:
+        problems.append('backends.auto: "auto" stands for a choice among backends; give yours another name')
     for name in names:
-        if name == "auto" and len(names) == 1:
+        if name == "auto":
+            if not isinstance(config.backend, str):
+                problems.append('backend: "auto" cannot stand in a list; write backend = "auto"')
             continue
         if name not in known:
-            near = _nearest(name, [*known, "auto"], n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted([*known, 'auto']))}"
+            near = schema.nearest(name, [*known, "auto"])
+            hint = f'did you mean "{near}"?' if near else f"known: {', '.join(sorted([*known, 'auto']))}"
             problems.append(f'backend: no backend is named "{name}"; {hint}')
             continue
         backend = known[name]
@@ -352,15 +312,29 @@ def _impossible(config: Config) -> list[str]:
                 "workers; give each worker at least one"
             )
         problems += _option_problems(backend, f"backends.{name}.default_options")
+        problems += _address_problems(backend, f"backends.{name}")
     if config.cache.stale_ttl_s < config.cache.ttl_s:
         problems.append("cache.stale_ttl_s: must not be shorter than cache.ttl_s")
     if config.broker.worker_liveness_s < 2 * config.broker.heartbeat_s:
         problems.append("broker.worker_liveness_s: must be at least twice broker.heartbeat_s")
+    if config.supervisor.backoff_max_s < config.supervisor.backoff_initial_s:
+        problems.append("supervisor.backoff_max_s: must not be shorter than supervisor.backoff_initial_s")
     for name, model in config.models.items():
         if model.alias_of and config.models.get(model.alias_of, ModelConfig()).alias_of:
             problems.append(
                 f"models.{name}.alias_of: {model.alias_of} is an alias itself; name the real model"
             )
+        if model.alias_of and model != ModelConfig(alias_of=model.alias_of):
+            problems.append(
+                f"models.{name}: an alias has no settings of its own; move them to models.{model.alias_of}"
+            )
+        if model.ttl_s is not None and model.stale_ttl_s is not None and model.stale_ttl_s < model.ttl_s:
+            problems.append(f"models.{name}.stale_ttl_s: must not be shorter than models.{name}.ttl_s")
+    for key, text in _paths(config).items():
+        if "\0" in text:
+            problems.append(f"{key}: a path cannot hold a NUL character")
+        elif text.startswith("~"):
+            problems.append(f"{key}: ~ is not expanded here; write the whole path")
     path = run_dir(config) / "metrics.sock"
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
         problems.append(
@@ -377,8 +351,8 @@ def _option_problems(backend: BackendConfig, path: str) -> list[str]:
     problems = []
     for key in backend.default_options:
         if key not in fields:
-            near = _nearest(key, fields, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(fields)}"
+            near = schema.nearest(key, fields)
+            hint = f"did you mean `{near}`?" if near else f"valid keys: {', '.join(fields)}"
             problems.append(f"{path}.{key}: unknown option; {hint}")
     if not problems:
         try:
@@ -389,11 +363,42 @@ def _option_problems(backend: BackendConfig, path: str) -> list[str]:
     return problems
 
 
-def _nearest(word: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """The known words most like one that is not known."""
-    import difflib
+def _address_problems(backend: BackendConfig, path: str) -> list[str]:
+    if isinstance(backend, OllamaConfig):
+        found = [
+            f"{path}.hosts[{number}]: {problem}"
+            for number, host in enumerate(backend.hosts)
+            if (problem := _url_problem(host))
+        ]
+        if len({host.rstrip("/") for host in backend.hosts}) != len(backend.hosts):
+            found.append(f"{path}.hosts: a host stands twice in the list")
+        return found
+    if isinstance(backend, OpenAIConfig) and (problem := _url_problem(backend.base_url)):
+        return [f"{path}.base_url: {problem}"]
+    return []
 
-    return difflib.get_close_matches(word, list(known), n=n, cutoff=cutoff)
+
+def _url_problem(url: str) -> str:
+    """Why a URL cannot be connected to; empty when it can. Never repeats a password in it."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        plain = parts.username is None
+    except ValueError:  # the port is not a number up to 65535, or a bracket is missing
+        sound, plain = "", True
+    if not plain:
+        return "a user name or password does not belong into the URL"
+    return "" if sound else 'expected a URL such as "http://127.0.0.1:11434"'
+
+
+def _paths(config: Config) -> dict[str, str]:
+    found = {"daemon.run_dir": config.daemon.run_dir, "cache.path": config.cache.path}
+    for name, backend in config.backends.items():
+        if isinstance(backend, EmbeddedConfig):
+            found[f"backends.{name}.model_path"] = backend.model_path
+    return found
 
 
 # --- paths -----------------------------------------------------------------------------------------
