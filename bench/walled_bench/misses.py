@@ -97,14 +97,15 @@ async def _floods(
     blocks, count = (1, 200) if quick else (FLOOD_BLOCKS, FLOOD_REQUESTS)
     rates: dict[str, list[float]] = {"bare": [], "walled": [], "stored": []}
     cpu_us: dict[str, list[float]] = {
-        name: [] for name in ("broker", "worker", "client", "all three", "apart")
+        name: [] for name in ("broker", "worker", "client", "all three", "apart", "bare")
     }
     async with AsyncClient(daemon.run_dir) as client:
         for block in range(blocks + 1):
             for name in ("bare", "walled", "stored") if block % 2 else ("stored", "walled", "bare"):
                 asked = [questions.chat(number) for number in itertools.islice(numbers, count)]
                 gc.collect()
-                before, own_s, began_s = daemon.sample(), time.process_time(), time.perf_counter()
+                before, bare_s = daemon.sample(), bare.cpu_s()
+                own_s, began_s = time.process_time(), time.perf_counter()
                 if name == "bare":
                     bare.flood(asked, CONCURRENCY)
                 elif name == "walled":
@@ -116,12 +117,14 @@ async def _floods(
                 if not block:
                     continue
                 rates[name].append(len(asked) / took_s)
+                if name == "bare":
+                    cpu_us["bare"].append((bare.cpu_s() - bare_s + own_s) * 1e6 / len(asked))
                 if name == "walled":
                     after = daemon.sample()
                     broker, worker = (cpu_s(before, after, role) for role in ("broker", "worker"))
                     apart = cpu_s(before, after, "monitor") + cpu_s(before, after, "supervisor")
                     shares = (broker, worker, own_s, broker + worker + own_s, apart)
-                    for share, values in zip(shares, cpu_us.values(), strict=True):
+                    for share, values in zip(shares, cpu_us.values(), strict=False):
                         values.append(share * 1e6 / len(asked))
     n = blocks * count
     return [
@@ -139,6 +142,11 @@ async def _floods(
         *(
             figure(f"processor time a request: {name}", of_blocks(cpu_us[name], n), "us")
             for name in ("broker", "worker", "client")
+        ),
+        figure("processor time a request: bare prototype, all three", of_blocks(cpu_us["bare"], n), "us"),
+        figure(
+            "processor time a request: walled / bare prototype",
+            of_blocks(ratios(cpu_us["all three"], cpu_us["bare"]), n), "ratio",
         ),
         figure("processor time a request: monitor + supervisor", of_blocks(cpu_us["apart"], n), "us"),
     ]  # fmt: skip

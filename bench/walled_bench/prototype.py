@@ -10,6 +10,7 @@ request and packs an answer, so that the difference to walled is walled.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any, Self
 import msgspec
 
 from walled import protocol
+from walled.adapters.probe import FamilyProbe
 from walled.adapters.sockets import Hub, Poller, Port
 from walled.payload import Answer, Request, pack_answer, unpack_answer
 from walled_bench import questions
@@ -87,6 +89,7 @@ class Prototype:
         self._directory = directory
         self._tokens = tokens
         self._children: list[subprocess.Popen[bytes]] = []
+        self._probe = FamilyProbe(os.getpid())
         self._hub = Hub()
         self._counter = 0
         self._encode = msgspec.msgpack.Encoder().encode
@@ -172,8 +175,10 @@ class Prototype:
                 answers += 1
         return answers
 
-    def cpu_pids(self) -> list[int]:
-        return [child.pid for child in self._children]
+    def cpu_s(self) -> float:
+        """Processor time both processes have used."""
+        pids = {child.pid for child in self._children}
+        return sum(sample.cpu_s for sample in self._probe.sample() if sample.pid in pids)
 
 
 if __name__ == "__main__":
