@@ -28,6 +28,11 @@ def chat(number: int) -> list[dict[str, Any]]:
     ]
 
 
+def long_chat(number: int) -> list[dict[str, Any]]:
+    """The same under a long system prompt: about 2 KB, the size the design reckons with."""
+    return [{"content": " ".join([SYSTEM] * 6), "role": "system"}, *chat(number)[1:]]
+
+
 def last_turn(number: int) -> str:
     return f"Question {number}: would you take {20 + number % 60} euros if I pick it up on Saturday morning?"
 
