@@ -1,7 +1,7 @@
 """The broker process: sockets -> core/broker.py -> sockets.
 
 May live here: the loop, turning frames into events and effects into frames, outboxes of slow readers, control
-verbs. May not: any decision about a request (core/broker.py), blocking calls, cache writes, payloads unpacked.
+verbs. May not: a decision about a request (core/broker.py), blocking calls, cache writes, unpacking payloads.
 
 The loop is synchronous on purpose: a plain zmq_poll over prebuilt items has half the latency and a fifth of
 the CPU of the asyncio one.

@@ -303,14 +303,13 @@ class Broker:
 
     def _dispatch(self, now: float) -> None:
         """Start what can be started, while workers have room."""
-        while (job := self.dispatcher.take(now)) is not None:
+        dispatcher = self.dispatcher
+        while dispatcher.waiting and (found := dispatcher.take(now)) is not None:
+            job, worker = found
             for waiter in [waiter for waiter in job.waiters if waiter.deadline_s <= now]:
                 self._expire(waiter)  # drops the job with its last caller
-            if not job.waiters:
-                continue
-            worker = self.dispatcher.fleet.choose(job.lane, job.waiters[0].header.session)
-            assert worker is not None  # take() saw room
-            self._start(job, worker, now)
+            if job.waiters:
+                self._start(job, worker, now)
 
     def _start(self, job: Job, worker: Worker, now: float) -> None:
         waiters = job.waiters

@@ -130,21 +130,32 @@ class Dispatcher:
             return None
         return self.fleet.choose(lane.model, session)
 
-    def take(self, now: float) -> Job | None:
-        """Take the next job that can start now from its lane: most urgent class, then longest wait."""
-        best: Lane | None = None
-        best_head = (99, 0.0)
-        alone = len(self.waiting) == 1
-        for lane in self.waiting.values():
-            head = (0, 0.0) if alone else lane.head()
-            if head is None or (best is not None and head >= best_head):
-                continue
-            if self.fleet.choose(lane.model) is not None and self._may_start(lane.model, now):
-                best, best_head = lane, head
-        job = best.pop() if best is not None else None
-        if best is not None and job is not None:
-            self._taken(job, best)
-        return job
+    def take(self, now: float) -> tuple[Job, Worker] | None:
+        """Take the next job that can start now out of its lane, and the worker that shall run it.
+
+        Most urgent class first, then longest wait.
+        """
+        if len(self.waiting) == 1:
+            (best,) = self.waiting.values()
+        else:
+            heads = [(lane.head() or (99, 0.0), lane.model) for lane in self.waiting.values()]
+            ready = (self.lanes[model] for _, model in sorted(heads) if self._can_start(model, now))
+            found = next(ready, None)
+            if found is None:
+                return None
+            best = found
+        worker = self.fleet.choose(best.model)
+        if worker is None or not self._may_start(best.model, now):
+            return None
+        job = best.pop()
+        if job is None:
+            return None
+        self._taken(job, best)
+        session = job.waiters[0].header.session
+        return job, (self.fleet.choose(best.model, session) or worker) if session else worker
+
+    def _can_start(self, model: str, now: float) -> bool:
+        return self.fleet.choose(model) is not None and self._may_start(model, now)
 
     def started(self, job: Job, worker: Worker, now: float) -> None:
         """The job was given to the worker."""
