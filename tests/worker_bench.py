@@ -33,6 +33,7 @@ class BrokerEnd:
         self.endpoint = cfg.endpoints(cfg.run_dir(config)).worker
         self.open()
         self.epoch = b"epoch--1"
+        self.closed = False
 
     def open(self) -> None:
         self.port = self.hub.router(self.endpoint, hwm=10_000, max_bytes=wire.MAX_PAYLOAD_BYTES)
@@ -41,6 +42,7 @@ class BrokerEnd:
         self.identity = b""
 
     def close(self) -> None:
+        self.closed = True
         self.port.close()
         self.hub.close()
 

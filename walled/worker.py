@@ -16,21 +16,22 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from walled import config as cfg
 from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
 from walled.adapters import logs, registry
 from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job
-from walled.adapters.cache import CacheWriter
 from walled.adapters.process import Link, LinkClosed
+from walled.adapters.reporting import Reporter
 from walled.adapters.sockets import ConnectionEvent, Hub, Port
-from walled.adapters.storing import Stored, Storer
+from walled.adapters.storing import Stored, Storer, open_storer
 from walled.adapters.uplink import Mailbox, Uplink
 from walled.core import served
 from walled.core.jobs import Jobs, Partial, Running
 from walled.errors import (
-    BackendError,
     BackendUnavailable,
     BadRequest,
     Cancelled,
@@ -42,11 +43,12 @@ from walled.errors import (
 )
 
 STATUS_S = 0.4
-REPORT_S = 1.0
 STORE_WAIT_S = 0.050
 """Longest time a finished answer waits for its commit."""
 STORE_CLOSE_S = 2.0
 RETRY_SEND_S = 0.005
+ON_THE_WAY_S = 0.1
+"""A draining worker stays at least this long: jobs sent before the broker knew may still be arriving."""
 
 _log = logging.getLogger("walled.worker")
 
@@ -83,14 +85,13 @@ class Worker:
         self._heard_s = 0.0
         self._credit_told = -1
         self._draining = False
-        self._drain_until_s = 0.0
+        self._drain_until_s = self._leave_after_s = 0.0
         self._exit: int | None = None
-        self._next_beat_s = self._next_status_s = self._next_report_s = 0.0
-        self._counters: dict[str, int] = {}
+        self._next_beat_s = self._next_status_s = 0.0
         self._hub = Hub()
         endpoints = cfg.endpoints(cfg.run_dir(self._config))
-        self._reports = self._hub.push(endpoints.delta)
-        self._reports.connect()
+        self._reporter = Reporter(self._hub, endpoints.delta, f"worker {spawn.slot}")
+        self._count = self._reporter.count
         self._mailbox = Mailbox()
         self._uplink = Uplink(self._hub, endpoints.worker, [link.fileno(), self._mailbox.fileno()])
 
@@ -98,8 +99,7 @@ class Worker:
 
     def run(self) -> int:
         self._link.send(lk.Status("loading", self._spawn.backend))
-        if self._config.cache.enabled:
-            self._open_cache()
+        self._storer = open_storer(self._config, self._mailbox.post)
         try:
             info = self._backend.start(self._mailbox.post)
         except BackendUnavailable as exc:
@@ -111,8 +111,8 @@ class Worker:
         names = ", ".join(self._models)
         _log.info("backend %s: %d slots, models: %s", self._spawn.backend, self._jobs.slots, names)
         while self._exit is None:
-            wait_s = max(0.0, self._wake_at_s() - time.monotonic())
-            ready = self._mailbox.wait(self._uplink.poller, wait_s)
+            now = time.monotonic()
+            ready = self._mailbox.wait(self._uplink.poller, max(0.0, self._wake_at_s(now) - now))
             self._turn(ready, time.monotonic())
         return self._exit
 
@@ -125,22 +125,11 @@ class Worker:
         self._hub.close()
         self._mailbox.close()
 
-    def _open_cache(self) -> None:
-        cache = self._config.cache
-        try:
-            directory = cfg.cache_dir(self._config)
-            writer = CacheWriter(directory, max_bytes=cache.max_bytes, max_entries=cache.max_entries)
-        except Exception as exc:
-            # Without its cache walled still answers.
-            _log.warning("cache: cannot be opened, nothing will be stored: %s", exc)
-            return
-        self._storer = Storer(writer, self._mailbox.post)
-
     def _serve(self, info: BackendInfo) -> None:
         """Take over what the backend serves, now or after a change."""
         self._info = info
         self._models = served.models(self._config, self._place, self._defaults, info.models)
-        self._jobs.slots = 0 if self._draining else min(self._place.slots, info.slots)
+        self._jobs.slots = min(self._place.slots, info.slots)
         self._put_metas()
         self._say_ready()
 
@@ -150,12 +139,14 @@ class Worker:
 
     # --- one turn ---
 
-    def _wake_at_s(self) -> float:
+    def _wake_at_s(self, now: float) -> float:
         at = min(self._jobs.next_due_s(), self._next_beat_s, self._next_status_s)
         if self._held:
             at = min(at, next(iter(self._held.values())).until_s)
         if self._uplink.blocked:
-            at = min(at, time.monotonic() + RETRY_SEND_S)
+            at = min(at, now + RETRY_SEND_S)
+        if self._draining:
+            at = min([at, *(due for due in (self._drain_until_s, self._leave_after_s) if due > now)])
         return at
 
     def _turn(self, ready: set[Port | int], now: float) -> None:
@@ -187,9 +178,6 @@ class Worker:
         if now >= self._next_status_s:
             self._status(now)
         self._uplink.flush()
-
-    def _count(self, name: str, increment: int = 1) -> None:
-        self._counters[name] = self._counters.get(name, 0) + increment
 
     # --- from the broker ---
 
@@ -225,8 +213,6 @@ class Worker:
             model = self._models.get(header.model)
             if model is None:
                 raise ModelNotFound(f'backend {self._spawn.backend} has no model "{header.model}"')
-            if self._draining:
-                raise Draining("this worker is stopping", retry_after_s=1.0)
             job = self._jobs.admit(envelope.request_id, header, now)
             if header.store and self._storer is not None:
                 job.store_key = pl.cache_key(header.namespace, model.meta.fingerprint, envelope.payload)
@@ -309,21 +295,8 @@ class Worker:
         if self._uplink.up and now - self._heard_s > broker.worker_liveness_s:
             self._broker_lost("the broker is silent")
         self._uplink.put(wire.HEARTBEAT, b"", wire.HeartbeatHeader(self._epoch, len(self._jobs.running)))
-        if now >= self._next_report_s:
-            self._next_report_s = now + REPORT_S
-            self._report()
-
-    def _report(self) -> None:
-        """Tell the monitor what was counted; when it does not listen, the counts wait and add up."""
-        report = {
-            "from": f"worker {self._spawn.slot}",
-            "counters": self._counters,
-            "gauges": {"in_flight": len(self._jobs.running), "slots": self._jobs.credit},
-        }
-        if self._reports.send([wire.pack_map(report)]):
-            self._counters = {}
-        else:
-            self._count("delta_drops_total")
+        if self._reporter.due(now):
+            self._reporter.send({"in_flight": len(self._jobs.running), "slots": self._jobs.credit}, now)
 
     # --- from the backend ---
 
@@ -342,14 +315,7 @@ class Worker:
             return
         answer = event.answer
         try:
-            data = pl.pack_answer(answer)
-            if len(data) > wire.MAX_PAYLOAD_BYTES:
-                raise BackendError(f"an answer of {len(data)} bytes is over the protocol's cap")
-            if job.streaming and job.chars != len(answer.text):
-                raise InternalError("the backend's deltas do not join to its answer")
-        except UnicodeEncodeError:
-            self._fail(job.wire_id, BackendError("the model's answer is not valid Unicode"))
-            return
+            data = served.packed(answer, job.chars if job.streaming else None)
         except WalledError as exc:
             self._fail(job.wire_id, exc)
             return
@@ -401,13 +367,7 @@ class Worker:
     def _final(self, held: _Held, stored: bool, now: float) -> None:
         job, phases = held.job, held.phases
         if now > held.since_s:
-            phases = wire.Phases(
-                load_ms=phases.load_ms,
-                prefill_ms=phases.prefill_ms,
-                decode_ms=phases.decode_ms,
-                first_token_ms=phases.first_token_ms,
-                store_ms=(now - held.since_s) * 1000,
-            )
+            phases = msgspec.structs.replace(phases, store_ms=(now - held.since_s) * 1000)
         self._count("jobs_total.done")
         header = wire.FinalHeader(
             backend=self._spawn.backend,
@@ -476,9 +436,9 @@ class Worker:
             if message.op == "stop":
                 self._leave()
             elif message.op == "drain" and not self._draining:
-                self._draining = True
+                self._draining = self._jobs.closing = True
                 self._drain_until_s = now + message.deadline_s
-                self._jobs.slots = 0
+                self._leave_after_s = now + ON_THE_WAY_S
                 self._next_status_s = now
             elif message.op == "reconfigure":
                 self._reconfigure(message.config)
@@ -491,10 +451,13 @@ class Worker:
         self._put_metas()
 
     def _drained(self, now: float) -> None:
-        if now >= self._drain_until_s:
-            for job in list(self._jobs.running.values()):
+        jobs = self._jobs
+        late = now >= self._drain_until_s
+        if late:
+            for job in list(jobs.running.values()):
                 self._stop(job, Draining("the daemon stopped before the answer was complete"), now)
-        if self._jobs.idle and not self._held:
+        # Past the deadline a backend that does not let go of a job is not waited for.
+        if (jobs.idle or (late and not jobs.running)) and not self._held and now >= self._leave_after_s:
             self._leave()
 
     def _leave(self) -> None:

@@ -178,6 +178,15 @@ def test_abandoned_jobs_keep_their_slots_until_the_backend_lets_go() -> None:
     assert begin(jobs, wire_id=b"a").number not in numbers, "a number is never used twice"
 
 
+def test_a_closing_book_offers_nothing_and_takes_what_was_on_its_way() -> None:
+    jobs = Jobs(2)
+    jobs.closing = True
+    assert jobs.credit == 0
+    job = begin(jobs)
+    assert jobs.end(job.number) is job
+    assert (jobs.credit, jobs.idle) == (0, True)
+
+
 def test_nothing_to_do_is_never_due() -> None:
     jobs = Jobs(1)
     assert jobs.next_due_s() == NEVER

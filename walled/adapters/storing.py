@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from walled.adapters.cache import CacheWriter
+from walled.config import Config, cache_dir
 from walled.core.policy import ModelMeta
 from walled.core.record import Record
 
@@ -103,3 +104,17 @@ class Storer:
         except Exception as exc:
             _log.warning("cache: %s: %s", type(exc).__name__, exc)
             return None
+
+
+def open_storer(config: Config, told: Callable[[Stored], None]) -> Storer | None:
+    """A Storer on the configured cache; None when there is none or it cannot be opened."""
+    cache = config.cache
+    if not cache.enabled:
+        return None
+    try:
+        writer = CacheWriter(cache_dir(config), max_bytes=cache.max_bytes, max_entries=cache.max_entries)
+    except Exception as exc:
+        # Without its cache walled still answers.
+        _log.warning("cache: cannot be opened, nothing will be stored: %s", exc)
+        return None
+    return Storer(writer, told)

@@ -107,6 +107,8 @@ class Jobs:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
+        self.closing = False
+        """The broker is told to send no more; what was on its way is still taken."""
         self.running: dict[int, Running] = {}
         self._by_wire: dict[bytes, Running] = {}
         self._lost: set[int] = set()
@@ -119,7 +121,7 @@ class Jobs:
     @property
     def credit(self) -> int:
         """Slots the broker may count on."""
-        return max(0, self.slots - len(self._lost))
+        return 0 if self.closing else max(0, self.slots - len(self._lost))
 
     @property
     def idle(self) -> bool:

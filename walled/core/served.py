@@ -14,9 +14,9 @@ import msgspec
 from walled.config import BackendConfig, Config
 from walled.core.policy import aliases, meta_of
 from walled.core.record import ModelMeta, Record
-from walled.errors import BootError
-from walled.payload import Answer, Options, Request
-from walled.protocol import ModelInfo
+from walled.errors import BackendError, BootError, InternalError
+from walled.payload import Answer, Options, Request, pack_answer
+from walled.protocol import MAX_PAYLOAD_BYTES, ModelInfo
 
 
 class Place(NamedTuple):
@@ -100,6 +100,21 @@ def metas(config: Config, where: Place, known: Mapping[str, Model]) -> list[Mode
         if name in known:
             found.append(msgspec.structs.replace(known[name].meta, name=alias))
     return found
+
+
+def packed(answer: Answer, streamed_chars: int | None) -> bytes:
+    """The bytes of an answer. Raises when it cannot travel, or is not what its stream said."""
+    try:
+        data = pack_answer(answer)
+    except UnicodeEncodeError:
+        raise BackendError("the model's answer is not valid Unicode") from None
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise BackendError(
+            f"an answer of {len(data)} bytes; the protocol carries at most {MAX_PAYLOAD_BYTES}"
+        )
+    if streamed_chars is not None and streamed_chars != len(answer.text):
+        raise InternalError("the backend's deltas do not join to its answer")
+    return data
 
 
 def worth_storing(answer: Answer, limit_asked: bool) -> bool:
