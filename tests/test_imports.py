@@ -25,11 +25,12 @@ ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctit
 """Libraries only one module of the daemon and client may import."""
 
 SECOND_DOORS = {
-    "subprocess": {"walled.adapters.cache_check"},
+    "subprocess": {"walled.adapters.cache_check", "walled_client.starting"},
     "httpx": {"walled.adapters.ollama"},
 }
-"""The sacrificial child that reads a perhaps broken cache is no child of the daemon: no link, no restart.
-The `ollama` package takes httpx's limits and timeouts and raises httpx's errors: they are part of it."""
+"""subprocess: neither is a child of the daemon with a link and restarts; one is the sacrificial reader of a
+perhaps broken cache, the other a program that starts a daemon of its own.
+httpx: the `ollama` package takes its limits and timeouts and raises its errors, they are part of it."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",

@@ -61,7 +61,7 @@ def test_the_largest_sensible_configuration_fits() -> None:
     """Every model name and every backend at once, far beyond any real file, must pass the pipe."""
     many = config.from_plain(
         {
-            "backends": {f"backend-{n}": {"kind": "ollama", "hosts": [f"http://host{n}:11434"] * 32}
+            "backends": {f"backend-{n}": {"kind": "ollama", "hosts": [f"http://host{n}-{m}:11434" for m in range(32)]}
                          for n in range(20)},
             "models": {f"model-with-a-long-name-{n}": {"ttl_s": 60.0} for n in range(500)},
         }
