@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from walled.errors import (
 )
 
 STATUS_S = 0.4
+SWITCH_S = 0.0005
 STORE_WAIT_S = 0.050
 """Longest time a finished answer waits for its commit."""
 STORE_CLOSE_S = 2.0
@@ -468,6 +470,8 @@ class Worker:
 
 def main(spawn: lk.Spawn, link: Link) -> int:
     """The role: run until told to stop; the exit status."""
+    # A backend's threads and the loop share one interpreter: neither may keep the other waiting for long.
+    sys.setswitchinterval(SWITCH_S)
     worker = Worker(spawn, link)
     try:
         return worker.run()

@@ -18,6 +18,7 @@ import signal
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from walled.adapters.backend import (
@@ -68,6 +69,8 @@ class _Play:
         "load_ms",
         "next_s",
         "pieces",
+        "slow_s",
+        "submitted_s",
         "token_s",
     )
 
@@ -82,6 +85,8 @@ class _Play:
         self.next_s = 0.0
         self.token_s = 0.0
         self.load_ms = 0.0
+        self.slow_s = 0.0
+        self.submitted_s = 0.0
 
 
 class ScriptedBackend:
@@ -98,15 +103,18 @@ class ScriptedBackend:
             config.first_token_s or config.token_s or (config.swap_s and config.max_loaded_models)
         )
         self._fixed_pieces = self._cut(config.text) if config.text else None
-        self._lock = threading.Condition()
+        self._echoed: tuple[tuple[str, int], list[str]] = (("", 0), [])
+        # What follows belongs to the timer thread; others only leave word in the inbox. A lock held while a
+        # thousand tokens go out would keep a new job waiting, and its first token with it.
+        self._inbox: deque[_Play | int | None] = deque()
+        """A job to begin, the id of one to cancel, None to close."""
+        self._word = threading.Event()
         self._due: list[tuple[float, int, _Play]] = []
         self._order = itertools.count()
-        self._plays: dict[int, _Play | None] = {}
-        """Delayed jobs by id; None for a stalled one."""
+        self._plays: dict[int, _Play] = {}
         self._loaded: dict[str, float] = {}
         """Loaded models, least recently used first -> when the load is over."""
         self.swaps = 0
-        self._closing = False
         self._thread: threading.Thread | None = None
 
     def start(self, emit: Emit) -> BackendInfo:
@@ -133,23 +141,17 @@ class ScriptedBackend:
         self._begin(job, fault or _Fault())
 
     def cancel(self, job_id: int) -> None:
-        with self._lock:
-            if job_id not in self._plays:
-                return
-            del self._plays[job_id]
-        self._emit(Failed(job_id, Cancelled("cancelled")))
+        self._leave_word(job_id)
 
     def close(self) -> None:
-        with self._lock:
-            self._closing = True
-            left = list(self._plays)
-            self._plays.clear()
-            self._lock.notify()
-        for job_id in left:
-            self._emit(Failed(job_id, Cancelled("the backend is closing")))
         if self._thread is not None:
+            self._leave_word(None)
             self._thread.join()
             self._thread = None
+
+    def _leave_word(self, word: _Play | int | None) -> None:
+        self._inbox.append(word)
+        self._word.set()
 
     # --- the script ---
 
@@ -198,9 +200,15 @@ class ScriptedBackend:
         )
 
     def _echo(self, text: str, tokens: int) -> list[str]:
-        words = text.split() or ["..."]
-        cycle = itertools.islice(itertools.cycle(words), tokens)
-        return [word if index == 0 else " " + word for index, word in enumerate(cycle)]
+        """`tokens` words of the text, over and over. The last one is kept: cutting a long answer for each of
+        ten streams that begin together would be what their first tokens wait for."""
+        asked = (text, tokens)
+        if self._echoed[0] != asked:
+            words = text.split() or ["..."]
+            cycle = itertools.islice(itertools.cycle(words), tokens)
+            pieces = [word if index == 0 else " " + word for index, word in enumerate(cycle)]
+            self._echoed = (asked, pieces)
+        return self._echoed[1]
 
     def _fault(self, request: Request) -> _Fault | None:
         """The directives in the last line of the prompt; None when there are none."""
@@ -248,26 +256,14 @@ class ScriptedBackend:
         answer, pieces = self._answer(job, fault)
         play = _Play(job, answer, pieces)
         if fault.stall_after is not None:
+            play.fail = _STALL
             play.pieces = pieces[: fault.stall_after]
         elif fault.fail is not None:
             play.fail = fault.fail
             play.pieces = pieces[: fault.fail_after]
-        with self._lock:
-            now = time.monotonic()
-            loaded_s = self._load(job.model, now)
-            play.began_s = loaded_s
-            play.load_ms = (loaded_s - now) * 1000
-            play.first_s = loaded_s + self._varied(self._config.first_token_s + fault.slow_s)
-            play.token_s = self._varied(self._config.token_s)
-            play.next_s = play.first_s
-            if fault.stall_after == 0:
-                self._plays[job.job_id] = None
-                return
-            if fault.stall_after is not None:
-                play.fail = _STALL
-            self._plays[job.job_id] = play
-            heapq.heappush(self._due, (play.next_s, next(self._order), play))
-            self._lock.notify()
+        play.slow_s = fault.slow_s
+        play.submitted_s = time.monotonic()
+        self._leave_word(play)
 
     def _varied(self, delay_s: float) -> float:
         jitter = self._config.jitter
@@ -288,45 +284,62 @@ class ScriptedBackend:
         self._loaded[model] = ready_s
         return max(now, ready_s)
 
+    # --- the timer thread ---
+
     def _run(self) -> None:
-        """The timer thread."""
+        due = self._due
         while True:
-            with self._lock:
-                while not self._closing:
-                    wait_s = self._due[0][0] - time.monotonic() if self._due else None
-                    if wait_s is not None and wait_s <= 0:
-                        break
-                    self._lock.wait(None if wait_s is None else max(wait_s, TICK_S))
-                if self._closing:
+            self._word.clear()
+            while self._inbox:
+                word = self._inbox.popleft()
+                if word is None:
+                    for job_id in list(self._plays):
+                        self._end(Failed(job_id, Cancelled("the backend is closing")))
                     return
-                now = time.monotonic()
-                while self._due and self._due[0][0] <= now:
-                    self._advance(heapq.heappop(self._due)[2], now)
+                if isinstance(word, _Play):
+                    self._place(word)
+                elif word in self._plays:
+                    self._end(Failed(word, Cancelled("cancelled")))
+            now = time.monotonic()
+            while due and due[0][0] <= now and not self._inbox:
+                self._advance(heapq.heappop(due)[2], now)
+            if not self._inbox:
+                self._word.wait(max(due[0][0] - now, TICK_S) if due else None)
+
+    def _place(self, play: _Play) -> None:
+        """Put a new job on the calendar."""
+        loaded_s = self._load(play.job.model, play.submitted_s)
+        play.began_s = loaded_s
+        play.load_ms = (loaded_s - play.submitted_s) * 1000
+        play.first_s = play.next_s = loaded_s + self._varied(self._config.first_token_s + play.slow_s)
+        play.token_s = self._varied(self._config.token_s)
+        self._plays[play.job.job_id] = play
+        heapq.heappush(self._due, (play.next_s, next(self._order), play))
+
+    def _end(self, event: Done | Failed) -> None:
+        del self._plays[event.job_id]
+        self._emit(event)
 
     def _advance(self, play: _Play, now: float) -> None:
-        """Hand out the tokens of one job that are due (under the lock, so that no cancel comes between)."""
+        """Hand out the tokens of one job that are due."""
         job_id = play.job.job_id
         if self._plays.get(job_id) is not play:
             return
-        emit = self._emit
-        pieces = play.pieces
+        emit, pieces = self._emit, play.pieces
         while play.index < len(pieces) and play.next_s <= now:
             emit(Delta(job_id, pieces[play.index]))
             play.index += 1
             play.next_s += play.token_s
         if play.index < len(pieces):
             heapq.heappush(self._due, (play.next_s, next(self._order), play))
-            return
-        if play.fail is _STALL:
-            self._plays[job_id] = None
-            return
-        del self._plays[job_id]
-        if play.fail is not None:
-            emit(Failed(job_id, play.fail))
-            return
-        decode_ms = (now - play.first_s) * 1000
-        prefill_ms = (play.first_s - play.began_s) * 1000
-        emit(Done(job_id, play.answer, Timings(play.load_ms, prefill_ms, decode_ms)))
+        elif play.fail is _STALL:
+            return  # it stays on the books without a date
+        elif play.fail is not None:
+            self._end(Failed(job_id, play.fail))
+        else:
+            decode_ms = (now - play.first_s) * 1000
+            prefill_ms = (play.first_s - play.began_s) * 1000
+            self._end(Done(job_id, play.answer, Timings(play.load_ms, prefill_ms, decode_ms)))
 
 
 _STALL = BackendError("stalled")
