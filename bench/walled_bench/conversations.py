@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from walled_client import AsyncClient, WalledError
 
 from walled_bench import bargains
-from walled_bench.daemon import Daemon
+from walled_bench.daemon import Daemon, cpu_s
 from walled_bench.engine import BareEngine
 from walled_bench.figures import Figure, figure
 from walled_bench.statistic import of_blocks, quantile, ratios
@@ -26,7 +26,7 @@ from walled_bench.statistic import of_blocks, quantile, ratios
 CONVERSATIONS = 10
 SLOTS = 10
 THREADS = 1
-ROUNDS = 7
+ROUNDS = 15
 DEADLINE_S = 60.0
 CONTEXT_TOKENS = 1024
 
@@ -39,6 +39,8 @@ class Round(NamedTuple):
     turn_s: list[float]
     first_s: list[float]
     failed: int
+    cpu_s: float
+    """Of all processes of the daemon and this one."""
 
 
 def measure(quick: bool = False) -> list[Figure]:
@@ -50,7 +52,7 @@ def measure(quick: bool = False) -> list[Figure]:
     }  # fmt: skip
     config = {"backend": "model", "daemon": {"log_level": "warning"}, "backends": {"model": engine}}
     ours: list[Round] = []
-    theirs: list[tuple[int, float]] = []
+    theirs: list[tuple[int, float, float]] = []
     with Daemon(config) as daemon:
         assert daemon.directory is not None
         with BareEngine(daemon.directory, SLOTS, THREADS, CONTEXT_TOKENS) as bare:
@@ -63,7 +65,9 @@ def measure(quick: bool = False) -> list[Figure]:
                         mine = asyncio.run(_round(daemon, conversations, turns))
                         ours += [mine] if number else []
     rates = [each.tokens / each.took_s for each in ours]
-    bare_rates = [tokens / took_s for tokens, took_s in theirs]
+    bare_rates = [tokens / took_s for tokens, took_s, _ in theirs]
+    cpu_ms = [each.cpu_s * 1000 / each.tokens for each in ours]
+    bare_cpu_ms = [cpu_s * 1000 / tokens for tokens, _, cpu_s in theirs]
     asked = rounds * conversations * turns
     whole = sum(len(each.turn_s) for each in ours)
     name = f"{conversations} conversations"
@@ -78,9 +82,11 @@ def measure(quick: bool = False) -> list[Figure]:
             f"{name}: tokens, daemon / engine",
             of_blocks(ratios(rates, bare_rates)), "ratio", at_least=0.9,
         ),
+        figure(f"{name}: processor time a token, daemon and client", of_blocks(cpu_ms), "ms"),
+        figure(f"{name}: processor time a token, engine called directly", of_blocks(bare_cpu_ms), "ms"),
         figure(
             f"{name}: tokens of a round, daemon / engine",
-            of_blocks(ratios([each.tokens for each in ours], [tokens for tokens, _ in theirs])), "ratio",
+            of_blocks(ratios([each.tokens for each in ours], [tokens for tokens, _, _ in theirs])), "ratio",
         ),
     ]  # fmt: skip
 
@@ -123,9 +129,11 @@ async def _round(daemon: Daemon, conversations: int, turns: int) -> Round:
     options = {"temperature": 0, "max_tokens": bargains.MAX_TOKENS, "cache": "bypass"}
     async with AsyncClient(daemon.run_dir, deadline_s=DEADLINE_S) as client:
         await client.models()  # the connection is no part of a round
+        before, own_s = daemon.sample(), time.process_time()
         began_s = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for number in range(conversations):
                 group.create_task(talk(number))
         took_s = time.perf_counter() - began_s
-    return Round(tokens, took_s, turn_s, first_s, failed)
+        cpu = cpu_s(before, daemon.sample(), "") + time.process_time() - own_s
+    return Round(tokens, took_s, turn_s, first_s, failed, cpu)

@@ -60,14 +60,14 @@ class BareEngine:
             child.kill()
             child.wait()
 
-    def round(self, conversations: int, turns: int) -> tuple[int, float]:
-        """Completion tokens, and seconds."""
+    def round(self, conversations: int, turns: int) -> tuple[int, float, float]:
+        """Completion tokens, seconds, and seconds of processor time."""
         assert self._child is not None
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps([conversations, turns]).encode() + b"\n")
         self._child.stdin.flush()
-        tokens, took_s = self._line()
-        return int(tokens), float(took_s)
+        tokens, took_s, cpu_s = self._line()
+        return int(tokens), float(took_s), float(cpu_s)
 
     def _line(self) -> Any:
         assert self._child is not None
@@ -104,12 +104,13 @@ def _main(directory: Path, slots: int, threads: int, context_tokens: int) -> Non
         for line in sys.stdin:
             conversations, turns = json.loads(line)
             counts = [0] * conversations
-            began_s = time.perf_counter()
+            began_s, cpu_s = time.perf_counter(), time.process_time()
             with ThreadPoolExecutor(conversations) as pool:
                 talks = [pool.submit(_talk, server, number, turns, counts) for number in range(conversations)]
             for talk in talks:
                 talk.result()
-            print(json.dumps([sum(counts), time.perf_counter() - began_s]), flush=True)
+            took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
+            print(json.dumps([sum(counts), took_s, cpu_s]), flush=True)
     finally:
         del server
         backend.close()
