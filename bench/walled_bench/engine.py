@@ -4,8 +4,9 @@ May live here: that process (`python -m walled_bench.engine`) and how it is aske
 is measured with it.
 
 The engine is loaded by the daemon's own adapter, so that every setting of llama.cpp is the same, and then
-called beside it, without callbacks: the plainest and fastest way a program of its own would call it. A line
-on standard input asks for a round, a line on standard output is its result; the end of input ends it.
+called beside it: for whole answers without a callback, for streams with one that keeps the chunks, the
+plainest and fastest way a program of its own would call it. A line on standard input asks for a round, a line
+on standard output is its result; the end of input ends it.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ class BareEngine:
             child.kill()
             child.wait()
 
-    def round(self, conversations: int, turns: int) -> tuple[int, float, float]:
+    def round(self, conversations: int, turns: int, stream: bool) -> tuple[int, float, float]:
         """Completion tokens, seconds, and seconds of processor time."""
         assert self._child is not None
         assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps([conversations, turns]).encode() + b"\n")
+        self._child.stdin.write(json.dumps([conversations, turns, stream]).encode() + b"\n")
         self._child.stdin.flush()
         tokens, took_s, cpu_s = self._line()
         return int(tokens), float(took_s), float(cpu_s)
@@ -80,14 +81,34 @@ class BareEngine:
         return json.loads(line)
 
 
-def _talk(server: Any, number: int, turns: int, counts: list[int]) -> None:
+def _talk(server: Any, number: int, turns: int, stream: bool, counts: list[int]) -> None:
     messages = [{"role": "system", "content": bargains.system(number)}]
     for turn in bargains.TURNS[:turns]:
         messages.append({"role": "user", "content": turn})
-        body = {"messages": messages, "max_tokens": bargains.MAX_TOKENS, "temperature": 0.0}
-        reply = server.handle_chat_completions(body)
-        counts[number] += reply["usage"]["completion_tokens"]
-        messages.append({"role": "assistant", "content": reply["choices"][0]["message"]["content"]})
+        body: dict[str, Any] = {"messages": messages, "max_tokens": bargains.MAX_TOKENS, "temperature": 0.0}
+        if stream:
+            text, tokens = _streamed(server, body)
+        else:
+            reply = server.handle_chat_completions(body)
+            text, tokens = reply["choices"][0]["message"]["content"], reply["usage"]["completion_tokens"]
+        counts[number] += tokens
+        messages.append({"role": "assistant", "content": text})
+
+
+def _streamed(server: Any, body: dict[str, Any]) -> tuple[str, int]:
+    chunks: list[bytes] = []
+
+    def keep(chunk: bytes) -> bool:
+        chunks.append(chunk)
+        return False
+
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    server.handle_chat_completions(json.dumps(body).encode(), keep)
+    text, tokens = "", 0
+    for fields in map(json.loads, chunks):
+        text += "".join(choice["delta"].get("content") or "" for choice in fields["choices"])
+        tokens += (fields.get("usage") or {}).get("completion_tokens", 0)
+    return text, tokens
 
 
 def _main(directory: Path, slots: int, threads: int, context_tokens: int) -> None:
@@ -102,11 +123,14 @@ def _main(directory: Path, slots: int, threads: int, context_tokens: int) -> Non
     try:
         print("true", flush=True)
         for line in sys.stdin:
-            conversations, turns = json.loads(line)
+            conversations, turns, stream = json.loads(line)
             counts = [0] * conversations
             began_s, cpu_s = time.perf_counter(), time.process_time()
             with ThreadPoolExecutor(conversations) as pool:
-                talks = [pool.submit(_talk, server, number, turns, counts) for number in range(conversations)]
+                talks = [
+                    pool.submit(_talk, server, number, turns, stream, counts)
+                    for number in range(conversations)
+                ]
             for talk in talks:
                 talk.result()
             took_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
