@@ -11,7 +11,7 @@ from walled_bench.command import bench
 from walled_bench.daemon import Daemon, DaemonFailed, scripted, toml
 
 EXPECTED = {
-    "hits": "cache hit, client / floor",
+    "hits": "cache hit, client / bare floor",
     "misses": "requests answered at 64",
     "streams": "tokens relayed over 10 streams",
     "starts": "spawn to READY, scripted backend",
