@@ -187,6 +187,53 @@ def test_a_closing_book_offers_nothing_and_takes_what_was_on_its_way() -> None:
     assert (jobs.credit, jobs.idle) == (0, True)
 
 
+def test_a_delta_is_urgent_when_it_would_be_sent_at_once() -> None:
+    jobs = Jobs(2)
+    job, quiet = begin(jobs, wire_id=b"a"), begin(jobs, wire_id=b"b", stream=False)
+    assert jobs.urgent(job.number, 1.0)
+    assert job.first_s == 1.0
+    jobs.delta(job.number, "first", 1.0)
+    assert not jobs.urgent(job.number, 1.0 + MERGE_S / 2)
+    assert jobs.next_due_s() == pytest.approx(1.0 + MERGE_S), "the loop looks again by itself"
+    assert jobs.due(1.0 + MERGE_S).partials == []
+    assert jobs.urgent(job.number, 1.0 + MERGE_S)
+    assert not jobs.urgent(quiet.number, 1.0), "nobody waits for it"
+    assert quiet.first_s == 1.0
+    jobs.start_streaming(quiet, 1.0)
+    assert jobs.urgent(quiet.number, 1.0)
+    assert not jobs.urgent(99, 1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), max_size=40))
+def test_a_loop_that_wakes_only_when_due_or_urgent_is_never_late(steps: list[tuple[int, int]]) -> None:
+    """Three streams; deltas that are not urgent lie in the mailbox until the loop's next turn."""
+    jobs = Jobs(3)
+    numbers = [begin(jobs, wire_id=b"%d" % n).number for n in range(3)]
+    mailbox: list[tuple[int, float]] = []
+    now = 1.0
+
+    def turn(at: float) -> None:
+        for number, came in mailbox:
+            assert at - came <= MERGE_S + 1e-9, "a delta waited longer than the merging time"
+            jobs.delta(number, "x", at)
+        mailbox.clear()
+        if at >= jobs.next_due_s():
+            jobs.due(at)
+
+    for stream, gap in steps:
+        later = now + gap * MERGE_S / 4
+        while jobs.next_due_s() <= later and jobs._next_flush_s < NEVER and jobs.next_due_s() < 9.0:
+            turn(max(now, jobs.next_due_s()))
+        now = later
+        mailbox.append((numbers[stream], now))
+        if jobs.urgent(numbers[stream], now):
+            turn(now)
+    while mailbox or any(job.pending for job in jobs.running.values()):
+        assert jobs.next_due_s() < now + 2 * MERGE_S, "text would be forgotten"
+        now = max(now, jobs.next_due_s())
+        turn(now)
+
+
 def test_nothing_to_do_is_never_due() -> None:
     jobs = Jobs(1)
     assert jobs.next_due_s() == NEVER

@@ -36,6 +36,10 @@ class Mailbox:
     def post(self, event: Any) -> None:
         """Thread-safe; costs a system call only when the loop sleeps."""
         self.events.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop look at `events`, if it sleeps."""
         if self._asleep:
             self._asleep = False
             os.eventfd_write(self._fd, 1)

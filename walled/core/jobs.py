@@ -113,6 +113,7 @@ class Jobs:
         self._by_wire: dict[bytes, Running] = {}
         self._lost: set[int] = set()
         self._merging: dict[int, Running] = {}
+        """Streams that have sent something within MERGE_S."""
         self._last_number = 0
         # Lower bounds, made exact when they come due: a finished job leaves them too early, never too late.
         self._next_deadline_s = NEVER
@@ -144,12 +145,25 @@ class Jobs:
     def find(self, wire_id: bytes) -> Running | None:
         return self._by_wire.get(wire_id)
 
+    def urgent(self, number: int, now: float) -> bool:
+        """Whether a delta that came at `now` (to be read after it was put where the loop finds it) needs the
+        loop at once. If not, nobody waits for it, or it is merged by the `due` that is set for its job.
+
+        May be called from any thread: it only reads, but for the time of the first text.
+        """
+        job = self.running.get(number)
+        if job is None:
+            return False
+        if not job.first_s:
+            job.first_s = now
+        return job.streaming and now >= job.flush_at_s
+
     def delta(self, number: int, text: str, now: float) -> Partial | None:
         """Take more text; what has to be sent of it at once, if anything."""
         job = self.running.get(number)
         if job is None or not text:
             return None
-        if not job.chars:
+        if not job.first_s:
             job.first_s = now
         job.chars += len(text)
         job.pending.append(text)
@@ -158,8 +172,6 @@ class Jobs:
         job.pending_chars += len(text)
         if now >= job.flush_at_s or job.pending_chars >= MERGE_CHARS:
             return self._flushed(job, now)
-        self._merging[number] = job
-        self._next_flush_s = min(self._next_flush_s, job.flush_at_s)
         return None
 
     def start_streaming(self, job: Running, now: float) -> Partial | None:
@@ -182,7 +194,9 @@ class Jobs:
         job.pending.clear()
         job.pending_chars = 0
         job.flush_at_s = now + MERGE_S
-        self._merging.pop(job.number, None)
+        if job.number in self.running:
+            self._merging[job.number] = job
+            self._next_flush_s = min(self._next_flush_s, job.flush_at_s)
         seq = job.sent
         job.sent = seq + 1
         return Partial(job, seq, text)
@@ -229,8 +243,11 @@ class Jobs:
         given_up: list[Running] = []
         partials: list[Partial] = []
         if now >= self._next_flush_s:
-            ready = [job for job in self._merging.values() if now >= job.flush_at_s]
-            partials = [self._flushed(job, now) for job in ready]
+            for job in [job for job in self._merging.values() if now >= job.flush_at_s]:
+                if job.pending:
+                    partials.append(self._flushed(job, now))
+                else:
+                    del self._merging[job.number]
             self._next_flush_s = min((job.flush_at_s for job in self._merging.values()), default=NEVER)
         if now >= self._next_deadline_s:
             for job in self.running.values():
