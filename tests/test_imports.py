@@ -7,6 +7,9 @@ must make it fail. Nothing is imported or run: the sources are only parsed.
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +123,7 @@ def _own(target: str, modules: dict[str, Module]) -> str | None:
     return parts[0]
 
 
-# --- the rules ----------------------------------------------------------------------------------------
+# --- the rules --------------------------------------------------------------------------------------
 
 
 def step(name: str) -> int:
@@ -256,7 +259,7 @@ def _cycles(modules: dict[str, Module]) -> list[list[str]]:
     return found
 
 
-# --- the project keeps them ---------------------------------------------------------------------------
+# --- the project keeps them -------------------------------------------------------------------------
 
 
 def test_the_project_keeps_the_rules() -> None:
@@ -278,7 +281,53 @@ def test_the_whole_project_was_read() -> None:
     assert "walled_client.client" in names
 
 
-# --- and the check sees it when they are broken ---------------------------------------------------------
+# --- what is imported is declared, what is declared is explained ------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def declared(lists: list[list[str]]) -> set[str]:
+    """Names of packages, without versions and without the project itself."""
+    names = {re.split(r"[\[<>=~! ;]", item)[0] for items in lists for item in items}
+    return names - {"walled"}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    extras = [items for name, items in PROJECT["optional-dependencies"].items() if name != "dev"]
+    known = {"pyzmq": "zmq"}
+    packages = {known.get(name, name) for name in declared([PROJECT["dependencies"], *extras])}
+    ours = {"walled", "walled_client", "walled_bench"}
+    imported = {
+        found.target.split(".")[0]
+        for module in read_tree(PACKAGES).values()
+        for found in module.imports
+        if not found.type_only
+    }
+    assert imported - set(sys.stdlib_module_names) - ours <= packages
+    assert packages <= imported
+
+
+def test_every_dependency_is_explained_in_the_documents() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text("utf-8")
+    explained = set(re.findall(r"^\| ([a-z][\w-]*) \|", page, re.M)) - {"package"}
+    assert explained == declared([PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()])
+
+
+def test_the_doors_the_documents_name_are_the_real_ones() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text("utf-8")
+    modules = read_tree(PACKAGES)
+    stated = {}
+    for line in page.splitlines():
+        path = re.search(r"\| (walled/[\w/]+)\.py \|", line)
+        if path:
+            stated[line.split("|")[1].strip()] = path[1].replace("/", ".")
+    assert {"lmdb", "pyzmq", "ollama"} <= set(stated)
+    for package, name in stated.items():
+        library = {"pyzmq": "zmq"}.get(package, package)
+        assert any(found.target.split(".")[0] == library for found in modules[name].imports), (package, name)
+
+
+# --- and the check sees it when they are broken -----------------------------------------------------
 
 DOC = '"""May live here: a test."""\n'
 
