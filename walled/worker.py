@@ -303,7 +303,7 @@ class Worker:
     # --- from the backend ---
 
     def _emit(self, event: Any) -> None:
-        """What the backend calls, from whatever thread. The loop is woken only for what it would send at once:
+        """What the backend calls, from whatever thread. The loop is woken only for what it sends at once:
         waking it for every token gave 1,190 tokens/s with the built-in model where this gives 1,560."""
         self._mailbox.events.append(event)
         if type(event) is not Delta or self._jobs.urgent(event.job_id, time.monotonic()):
