@@ -430,6 +430,30 @@ def test_a_request_no_worker_comes_for_is_refused_as_unavailable(start: Callable
     assert error.retry_after_s
 
 
+def test_what_waits_for_the_first_worker_is_bounded_in_bytes(start: Callable[..., RunningBroker]) -> None:
+    broker = start(queue_max_bytes=10_000)
+    client = broker.client()
+    first, second = client.ask(b"x" * 9_000), client.ask(b"x" * 9_000)
+    ending = client.ending(second)
+    assert ending.type == protocol.BUSY
+    assert protocol.decode_header(protocol.ErrorHeader, ending.header).code == "unavailable"
+    worker = broker.worker().ready()
+    worker.answer(worker.job())
+    assert client.ending(first).type == protocol.FINAL
+
+
+def test_callers_who_share_a_generation_are_bounded_too(start: Callable[..., RunningBroker]) -> None:
+    broker = start(queue_max_requests=1)
+    worker, client = broker.worker().ready(), broker.client()
+    client.ask(cache="always")
+    job = worker.job()
+    asked = [client.ask(cache="always") for _ in range(12)]
+    refused = {client.next(protocol.BUSY).request_id for _ in range(3)}
+    assert refused == set(asked[-3:])
+    worker.answer(job)
+    assert {client.next(protocol.FINAL).request_id for _ in range(10)} >= set(asked[:9])
+
+
 def test_payloads_and_text_pass_untouched(broker: RunningBroker) -> None:
     worker, client = broker.worker().ready(), broker.client()
     odd = bytes(range(256)) * 4

@@ -30,6 +30,8 @@ from walled.protocol import FinalHeader, JobHeader, Phases
 RANKS = {name: rank for rank, name in enumerate(protocol.PRIORITIES)}
 CLIENT_BEAT_S = 1.0
 HISTORY = 256
+CALLERS_PER_PLACE = 10
+"""Callers who share a generation take no place in the queue; there are at most this times its places."""
 MAX_ATTEMPTS = 2
 """A request whose worker died is run again once, if nothing of its answer was shown."""
 
@@ -42,6 +44,8 @@ class Broker:
         self.epoch = epoch
         self.dispatcher = Dispatcher(config)
         self.clients: dict[bytes, dict[bytes, Waiter]] = {}
+        self.callers = 0
+        """Requests in `clients`."""
         self.flights: dict[bytes, Job] = {}
         """Shareable jobs by cache key."""
         self.limbo: dict[Waiter, ev.ClientRequest] = {}
@@ -123,6 +127,7 @@ class Broker:
             self.clients[event.client] = {event.request_id: waiter}
         else:
             table[event.request_id] = waiter
+        self.callers += 1
         self.deadlines.add(waiter, deadline_s)
         if event.cached is not None:
             total_ms = 0.0
@@ -150,7 +155,10 @@ class Broker:
         if key is not None and chosen.coalesce:
             job = self.flights.get(key)
             if job is not None:
-                self._join(job, waiter, now)
+                if self.callers <= CALLERS_PER_PLACE * self.config.broker.queue_max_requests:
+                    self._join(job, waiter, now)
+                else:
+                    self._refuse(waiter, errors.Overloaded("too many callers wait", retry_after_s=1.0))
                 return
         rank = 2 if header.background else RANKS[header.priority]
         refusal = self._refusal(lane, rank, len(event.payload), waiter, now)
@@ -175,7 +183,12 @@ class Broker:
 
     def _unknown_model(self, waiter: Waiter, event: ev.ClientRequest) -> None:
         if self._expected - {worker.backend for worker in self.dispatcher.fleet.workers.values()}:
-            if len(self.limbo) < self.config.broker.queue_max_requests:
+            limits = self.config.broker
+            waiting_bytes = sum(len(request.payload) for request in self.limbo.values())
+            if (
+                len(self.limbo) < limits.queue_max_requests
+                and waiting_bytes + len(event.payload) <= limits.queue_max_bytes
+            ):
                 self.limbo[waiter] = event
             else:
                 self._refuse(waiter, errors.Unavailable("the workers are starting", retry_after_s=1.0))
@@ -285,6 +298,7 @@ class Broker:
     def _forget(self, waiter: Waiter) -> None:
         table = self.clients[waiter.client]
         del table[waiter.request_id]
+        self.callers -= 1
         if not table:
             del self.clients[waiter.client]
         self.deadlines.discard(waiter, waiter.deadline_s)

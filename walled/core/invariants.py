@@ -35,6 +35,7 @@ def validate(broker: Broker) -> None:
     waiters = [waiter for table in broker.clients.values() for waiter in table.values()]
     holds = {
         "queue count": dispatcher.queued == len(queued) == sum(lane.count for lane in lanes.values()),
+        "caller count": broker.callers == len(waiters),
         "queue bytes": dispatcher.queued_bytes == sum(job.payload_bytes for job in queued),
         "waiting lanes": set(dispatcher.waiting) == {name for name, lane in lanes.items() if lane.count},
         "class counts": all(sum(lane.by_class) == lane.count for lane in lanes.values()),
