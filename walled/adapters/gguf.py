@@ -146,10 +146,11 @@ def _inspect(path: Path, data: mmap.mmap) -> GgufInfo:
             "download it again"
         )
     architecture = str(known.get("general.architecture") or "")
+    window = known.get(f"{architecture}.context_length")
     return GgufInfo(
         architecture=architecture,
         chat_template=str(known.get("tokenizer.chat_template") or ""),
-        context_tokens=int(known.get(f"{architecture}.context_length") or 0),
+        context_tokens=window if isinstance(window, int) else 0,
         pooling=f"{architecture}.pooling_type" in known,
         tensors=tensors,
         digest=_digest(data, begin),
