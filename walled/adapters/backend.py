@@ -28,8 +28,8 @@ class Job(NamedTuple):
     model: str
     """The name of the model as in ModelInfo.name."""
     deadline_s: float
-    """time.monotonic() at which the answer is of no more use, as known at submission. The worker keeps it (it may
-    grow when another caller joins) and cancels; an adapter only uses it to bound what it cannot interrupt."""
+    """time.monotonic() at which the answer is of no more use, as known at submission. The worker keeps it (it
+    may grow when another caller joins) and cancels; an adapter bounds by it only what it cannot interrupt."""
     session: str = ""
 
 
