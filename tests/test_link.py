@@ -59,13 +59,13 @@ def test_messages_come_back(message: link.Message) -> None:
 
 def test_the_largest_sensible_configuration_fits() -> None:
     """Every model name and every backend at once, far beyond any real file, must pass the pipe."""
+    hosts = [f"http://host{number}:11434" for number in range(32)]
     many = config.from_plain(
         {
-            "backends": {f"backend-{n}": {"kind": "ollama", "hosts": [f"http://host{n}-{m}:11434" for m in range(32)]}
-                         for n in range(20)},
-            "models": {f"model-with-a-long-name-{n}": {"ttl_s": 60.0} for n in range(500)},
+            "backends": {f"backend-{number}": {"kind": "ollama", "hosts": hosts} for number in range(20)},
+            "models": {f"model-with-a-long-name-{number}": {"ttl_s": 60.0} for number in range(500)},
         }
-    )  # fmt: skip
+    )
     spawn = link.Spawn("worker", 3, "ollama", b"t" * 32, config.to_plain(many), 4711, 1)
     packed = link.pack(spawn)
     again = link.unpack(packed)
