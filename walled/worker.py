@@ -305,9 +305,10 @@ class Worker:
     def _emit(self, event: Any) -> None:
         """What the backend calls, from whatever thread. The loop is woken only for what it sends at once:
         waking it for every token gave 1,190 tokens/s with the built-in model where this gives 1,560."""
-        self._mailbox.events.append(event)
-        if type(event) is not Delta or self._jobs.urgent(event.job_id, time.monotonic()):
-            self._mailbox.wake()
+        mailbox = self._mailbox
+        mailbox.events.append(event)
+        if mailbox.asleep and (type(event) is not Delta or self._jobs.urgent(event.job_id, time.monotonic())):
+            mailbox.wake()
 
     def _delta(self, event: Delta, now: float) -> None:
         self._partial(self._jobs.delta(event.job_id, event.text, now))

@@ -28,7 +28,8 @@ class Mailbox:
     def __init__(self) -> None:
         self.events: deque[Any] = deque()
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._asleep = False
+        self.asleep = False
+        """The loop waits; awake, it looks at `events` before it waits again."""
 
     def fileno(self) -> int:
         return self._fd
@@ -40,16 +41,16 @@ class Mailbox:
 
     def wake(self) -> None:
         """Have the loop look at `events`, if it sleeps."""
-        if self._asleep:
-            self._asleep = False
+        if self.asleep:
+            self.asleep = False
             os.eventfd_write(self._fd, 1)
 
     def wait(self, poller: Poller, timeout_s: float) -> set[Port | int]:
         """Wait on `poller`, which has our descriptor; not at all while there are events."""
-        self._asleep = True
+        self.asleep = True
         # An event posted before the flag was up is seen here; one posted after it wakes the poll.
         ready = poller.wait(0.0 if self.events else timeout_s)
-        self._asleep = False
+        self.asleep = False
         if self._fd in ready:
             os.eventfd_read(self._fd)
         return ready
