@@ -62,11 +62,6 @@ def figure(
     )
 
 
-def missing(name: str, unit: str, *, goal: str = "") -> Figure:
-    """A figure that could not be measured."""
-    return Figure(name=name, value=None, unit=unit, goal=goal, holds=False if goal else None)
-
-
 def failing(figures: Iterable[Figure]) -> list[Figure]:
     """Those whose goal does not hold."""
     return [each for each in figures if each.holds is False]

@@ -80,7 +80,12 @@ class _Broker:
     async def request(self) -> tuple[bytes, bytes]:
         """Identity and request id of the next request."""
         found: list[list[bytes]] = []
-        await _until(lambda: bool(found.extend(self.port.receive(1)) or found))
+
+        def received() -> bool:
+            found.extend(self.port.receive(1))
+            return bool(found)
+
+        await _until(received)
         identity, *parts = found[0]
         return identity, protocol.parse(parts).request_id
 
