@@ -152,9 +152,10 @@ def test_meta_follows_the_configuration_of_the_model() -> None:
     assert (short.ttl_s, short.stale_ttl_s) == (1, 2)
 
 
-def test_a_cache_that_is_off_reads_never() -> None:
-    config = from_plain({"backend": "embedded", "cache": {"enabled": False, "policy": "always"}})
-    assert meta_of(config, "b", "embedded", ModelInfo(name="x", digest="d")).policy == "never"
+def test_with_the_cache_off_identical_requests_still_share_a_generation() -> None:
+    config = from_plain({"backend": "embedded", "cache": {"enabled": False}})
+    meta = meta_of(config, "b", "embedded", ModelInfo(name="x", digest="d"))
+    assert plan("default", True, meta).coalesce
 
 
 def test_aliases() -> None:

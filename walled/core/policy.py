@@ -96,7 +96,7 @@ def wants_refresh(record: Record, now_s: float, refresh_ahead: float) -> bool:
 def meta_of(config: Config, backend_name: str, kind: str, info: ModelInfo) -> ModelMeta:
     """The description of a model that a worker announced, under this configuration.
 
-    A cache that is switched off reads `never`, so that clients neither look nor wait for it.
+    `cache.enabled` does not enter: with the cache switched off identical requests still share a generation.
     """
     model = config.models.get(info.name, ModelConfig())
     ttl_s = config.cache.ttl_s if model.ttl_s is None else model.ttl_s
@@ -105,7 +105,7 @@ def meta_of(config: Config, backend_name: str, kind: str, info: ModelInfo) -> Mo
         name=info.name,
         backend=backend_name,
         fingerprint=model_fingerprint(kind, info.digest),
-        policy=(model.cache or config.cache.policy) if config.cache.enabled else "never",
+        policy=model.cache or config.cache.policy,
         ttl_s=ttl_s,
         stale_ttl_s=max(ttl_s, stale_ttl_s),
         refresh_ahead=config.cache.refresh_ahead,
