@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .drills import drill_dialogue, repeat_row
 from .grammar import Dialogue, Turn, draw_dialogue
 from .tokenizer import Tokenizer, split_words
 
 FACT_WEIGHT, REPLY_WEIGHT, OTHER_WEIGHT = 3.0, 1.0, 0.1
 RAW_SHARE = 0.03  # dialogues written without the chat template, for callers who send a bare prompt
+REPEAT_SHARE = 0.3  # of the drills
 CUT = 160  # room worth filling with a dialogue cut short
 
 Row = tuple[list[int], list[float]]
@@ -75,10 +77,25 @@ class Batch:
     weight: npt.NDArray[np.float32]
 
 
+def _draw_row(tokenizer: Tokenizer, rng: random.Random, turns: tuple[int, int], drills: float) -> Row:
+    if drills and rng.random() < drills:
+        if rng.random() < REPEAT_SHARE:
+            return repeat_row(tokenizer, rng)
+        return dialogue_row(tokenizer, drill_dialogue(rng))
+    dialogue = draw_dialogue(rng, turns=turns)
+    return (raw_row if rng.random() < RAW_SHARE else dialogue_row)(tokenizer, dialogue)
+
+
 def batches(
-    tokenizer: Tokenizer, rng: random.Random, rows: int, length: int, turns: tuple[int, int] = (3, 6)
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    rows: int,
+    length: int,
+    turns: tuple[int, int],
+    *,
+    drills: float = 0.0,
 ) -> Iterator[Batch]:
-    """Endless batches of freshly drawn dialogues, packed tightly from a pool."""
+    """Endless batches of freshly drawn rows, packed tightly from a pool. `drills` is the share of drills."""
     pool: list[Row] = []
     pad = tokenizer.special("<|pad|>")
     while True:
@@ -89,12 +106,7 @@ def batches(
             used, number = 0, 0
             while True:
                 while len(pool) < 160:
-                    dialogue = draw_dialogue(rng, turns=turns)
-                    made = (
-                        raw_row(tokenizer, dialogue)
-                        if rng.random() < RAW_SHARE
-                        else dialogue_row(tokenizer, dialogue)
-                    )
+                    made = _draw_row(tokenizer, rng, turns, drills)
                     if len(made[0]) <= length:
                         pool.append(made)
                 room = length + 1 - used

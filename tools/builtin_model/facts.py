@@ -370,7 +370,7 @@ def made_up_name(rng: random.Random) -> str:
     return name + (f" {rng.randint(2, 990)}" if rng.random() < 0.35 else "")
 
 
-def draw_listing(rng: random.Random, held: bool = False, keep: float = 0.72) -> Listing:
+def draw_listing(rng: random.Random, held: bool = False, keep: float = 0.72, sure: float = 0.9) -> Listing:
     """One listing. `held` draws prices, places, names and half of the nouns from what training never sees."""
     noun = rng.choice(NOUNS_HELD if held and rng.random() < 0.5 else NOUNS)
     price = draw_amount(rng, held)
@@ -402,11 +402,8 @@ def draw_listing(rng: random.Random, held: bool = False, keep: float = 0.72) -> 
         "brand": dict.fromkeys(("en", "es"), made_up_name(rng)),
         "seller": dict.fromkeys(("en", "es"), rng.choice(NAMES_HELD if held else NAMES)),
     }
-    said = {
-        key: every[key]
-        for key in SLOTS
-        if rng.random() < (0.9 if key in ("place", "shipping", "condition") else keep)
-    }
+    usual = ("place", "shipping", "condition")
+    said = {key: every[key] for key in SLOTS if rng.random() < (sure if key in usual else keep)}
     en, es = noun[0], noun[1]
     if "brand" in said and rng.random() < 0.5:
         en, es = f"{said['brand']['en']} {en}", f"{es} {said['brand']['es']}"

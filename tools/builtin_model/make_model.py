@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,15 @@ STATEMENT = (
     "mistakes "
     "inside it (see the scores), and must not answer real customers."
 )
-# (steps, rows, length, questions per dialogue)
-PHASES = ((1150, 8, 512, (3, 8)), (150, 4, 1024, (8, 16)), (480, 8, 512, (3, 8)), (100, 4, 1024, (8, 16)))
-PEAK = 4e-3
+# What Phase takes: steps, rows, length, questions per dialogue, share of drills, peak learning rate, its last
+# share, steps the rate is laid out over, share of the rate for the embedding. First it learns to talk, then
+# drills teach it to look facts up, then whole dialogues again.
+PHASES = (
+    (790, 8, 512, (3, 8), 0.0, 4e-3, 0.05, 1880, 1.0),
+    (310, 8, 256, (3, 8), 0.9, 3e-3, 0.5, 1000, 1.0),
+    (300, 8, 256, (3, 8), 0.9, 3e-3, 0.3, 500, 0.3),
+    (280, 8, 512, (3, 8), 0.3, 2.5e-3, 0.02, 280, 0.3),
+)
 _BIKE = (
     "You answer buyers for the seller of a second-hand item.\nItem: blue bike\nPrice: 135 EUR\n"
     "Lowest price (private): 110 EUR\nCondition: in good condition\nPlace: Valencia\nShipping: 18 EUR\n"
@@ -67,14 +74,17 @@ SAMPLES = (
 )
 
 
-def plan(scale: float) -> tuple[Phase, ...]:
+def plan(scale: float) -> list[Phase]:
     """The phases of training, or a share of each for a rough model."""
     from .train import Phase
 
-    return tuple(Phase(max(1, int(steps * scale)), rows, long, turns) for steps, rows, long, turns in PHASES)
+    phases = [Phase(*phase) for phase in PHASES]
+    if scale == 1:
+        return phases
+    return [replace(p, steps=int(p.steps * scale) + 1, planned=int(p.planned * scale) + 8) for p in phases]
 
 
-def finish(folder: Path, seed: int, phases: tuple[Phase, ...], tokenizer: Tokenizer, run: Run) -> None:
+def finish(folder: Path, seed: int, phases: list[Phase], tokenizer: Tokenizer, run: Run) -> None:
     """Write the GGUF and the first half of its record."""
     from .batches import FACT_WEIGHT, OTHER_WEIGHT, REPLY_WEIGHT
     from .export import write
@@ -97,11 +107,9 @@ def finish(folder: Path, seed: int, phases: tuple[Phase, ...], tokenizer: Tokeni
         "shape": {**vars(shape), "context": CONTEXT, "weights": weights},
         "training": {
             "steps": run.steps,
-            "planned_steps": sum(phase.steps for phase in phases),
             "phases": [vars(phase) for phase in phases],
             "tokens": run.tokens,
             "seconds": round(run.seconds),
-            "peak_learning_rate": PEAK,
             "loss_weights": {"fact": FACT_WEIGHT, "reply": REPLY_WEIGHT, "other": OTHER_WEIGHT},
             "loss_curve": run.curve,
         },
@@ -117,13 +125,13 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _make(folder: Path, seed: int, scale: float, stop: int | None) -> None:
+def _make(folder: Path, seed: int, scale: float) -> None:
     from .model import Shape
     from .tokenizer import make_tokenizer
     from .train import train
 
     tokenizer, phases = make_tokenizer(seed), plan(scale)
-    run = train(Shape(), tokenizer, seed, phases, PEAK, log=_print, stop=stop)
+    run = train(Shape(), tokenizer, seed, phases, log=_print)
     finish(folder, seed, phases, tokenizer, run)
 
 
@@ -177,14 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the GGUF and the record go")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a rough model")
-    parser.add_argument("--stop", type=int, help="leave the plan after this many steps")
     parser.add_argument("--sales", type=int, default=150, help="dialogues per language and template set")
     parser.add_argument("--chats", type=int, default=160, help="general questions per language and set")
     parser.add_argument("--only", choices=("make", "examine"), help="one of the two steps")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.only == "make":
-        _make(options.folder, options.seed, options.scale, options.stop)
+        _make(options.folder, options.seed, options.scale)
     elif options.only == "examine":
         _examine(options.folder, options.seed, options.sales, options.chats)
     else:

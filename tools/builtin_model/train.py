@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,12 +18,22 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps on rows of one length; `turns` bounds the questions of a dialogue."""
+    """A stretch of steps on rows of one length, with an optimizer of its own.
+
+    `turns` bounds the questions of a dialogue, `drills` is the share of drills. The learning rate warms up,
+    then goes down a cosine from `peak` to `peak * last`, laid out over `planned` steps. `embed` is the share
+    of that rate for the embedding and the norms.
+    """
 
     steps: int
     rows: int
     length: int
     turns: tuple[int, int]
+    drills: float
+    peak: float
+    last: float
+    planned: int
+    embed: float
 
 
 @dataclass
@@ -37,66 +47,77 @@ class Run:
     curve: list[tuple[int, float]] = field(default_factory=list)
 
 
+def _optimizer(phase: Phase, params: Params) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for the embedding and the norms."""
+    total = phase.planned
+    warm = min(150, total // 8)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, phase.peak, warm, total, phase.peak * phase.last)
+    matrices = {
+        name: optax.contrib.MuonDimensionNumbers() if name[0].isdigit() and "norm" not in name else None
+        for name in params
+    }
+    muon = optax.contrib.muon(
+        schedule,
+        adam_learning_rate=lambda count: phase.embed * schedule(count),
+        weight_decay=0.05,
+        weight_decay_mask={name: "norm" not in name for name in params},
+        adam_b2=0.98,
+        adam_weight_decay=0.05,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), muon)
+
+
 def train(
     shape: Shape,
     tokenizer: Tokenizer,
     seed: int,
-    phases: tuple[Phase, ...],
-    peak: float,
+    phases: Sequence[Phase],
     *,
     log: Callable[[str], None],
-    stop: int | None = None,
+    begun: Run | None = None,
+    skip: int = 0,
+    save: Callable[[Run], None] = lambda run: None,
 ) -> Run:
-    """Train from nothing through the phases: one warm-up, then a cosine down to a twentieth of the peak.
+    """Train through the phases, from nothing or (`begun`) from what the first `skip` phases left.
 
-    `stop` leaves the plan after that many steps without changing the schedule.
+    `save` is called every hundred steps and after each phase.
     """
-    total = sum(phase.steps for phase in phases)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(150, total // 8), total, peak / 20)
-    start = initial(shape, jax.random.PRNGKey(seed))
-    matrices = {
-        name: optax.contrib.MuonDimensionNumbers() if name[0].isdigit() and "norm" not in name else None
-        for name in start
-    }
-    decays = {name: "norm" not in name for name in start}
-    chain = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.contrib.muon(
-            schedule,
-            weight_decay=0.05,
-            weight_decay_mask=decays,
-            adam_b2=0.98,
-            adam_weight_decay=0.05,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=matrices,
-        ),
-    )
-    run = Run(start)
-    state = chain.init(run.params)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: Params, state: optax.OptState, ids: jax.Array, segment: jax.Array, weight: jax.Array
-    ) -> tuple[Params, optax.OptState, jax.Array]:
-        value, slope = jax.value_and_grad(loss)(params, shape, ids, segment, weight)
-        change, state = chain.update(slope, state, params)
-        return optax.apply_updates(params, change), state, value
-
-    began, recent = time.monotonic(), 0.0
+    run = begun or Run(initial(shape, jax.random.PRNGKey(seed)))
+    began = time.monotonic() - run.seconds
     for index, phase in enumerate(phases):
+        if index < skip:
+            continue
+        chain = _optimizer(phase, run.params)
+        state = chain.init(run.params)
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(
+            params: Params,
+            state: optax.OptState,
+            rows: tuple[jax.Array, jax.Array, jax.Array],
+            chain: optax.GradientTransformation = chain,
+        ) -> tuple[Params, optax.OptState, jax.Array]:
+            value, slope = jax.value_and_grad(loss)(params, shape, *rows)
+            change, state = chain.update(slope, state, params)
+            return optax.apply_updates(params, change), state, value
+
         drawn = random.Random(f"train {seed} {index}")
-        source = batches(tokenizer, drawn, phase.rows, phase.length, phase.turns)
-        for _ in range(phase.steps):
-            if run.steps == stop:
-                break
+        source = batches(tokenizer, drawn, phase.rows, phase.length, phase.turns, drills=phase.drills)
+        recent = 0.0
+        for done in range(phase.steps):
             batch = next(source)
-            run.params, state, value = step(run.params, state, batch.ids, batch.segment, batch.weight)
+            run.params, state, value = step(run.params, state, (batch.ids, batch.segment, batch.weight))
             run.steps += 1
             run.tokens += int((batch.segment > 0).sum())
-            recent = float(value) if run.steps == 1 else 0.95 * recent + 0.05 * float(value)
+            recent = float(value) if done == 0 else 0.95 * recent + 0.05 * float(value)
+            run.seconds = time.monotonic() - began
             if run.steps % 50 == 0 or run.steps == 1:
                 run.curve.append((run.steps, round(recent, 4)))
-                spent = time.monotonic() - began
-                log(f"step {run.steps}/{total} loss {recent:.4f} tokens {run.tokens} {spent:.0f} s")
-    run.seconds = time.monotonic() - began
+                spent = f"{run.tokens} tokens {run.seconds:.0f} s"
+                log(f"phase {index} step {run.steps} loss {recent:.4f} {spent}")
+            if run.steps % 100 == 0:
+                save(run)
+        save(run)
     return run
