@@ -16,7 +16,6 @@ import os
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
 from typing import Any
 
 from walled import config as cfg
@@ -37,6 +36,8 @@ BEAT_S = 0.5
 LONGEST_WAIT_S = 0.25
 BATCH = 256
 """Messages taken from one socket before the others get a look."""
+BURST = 32
+"""Messages that wait at most for others to be sent with them: a millisecond of decisions."""
 CLIENT_HWM = 1000
 LAST_WORDS_S = 0.2
 OUTBOX_MAX_BYTES = 8 * 1024 * 1024
@@ -66,6 +67,7 @@ class BrokerProcess:
         self._core = Broker(self._config, secrets.token_bytes(8))
         self._counters: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
+        self._todo: list[ev.Effect] = []
         self._outboxes: dict[bytes, deque[list[bytes]]] = {}
         self._outbox_bytes: Counter[bytes] = Counter()
         self._tree: dict[str, Any] = {}
@@ -116,10 +118,11 @@ class BrokerProcess:
             if self._link.fileno() in ready:
                 self._take_orders(now)
             if now >= until_s:
-                self._apply(self._core.handle(ev.Tick(), now), now)
+                self._happens(ev.Tick(), now)
                 if self._outboxes:
                     self._flush_outboxes(now)
                 next_tick_s = now + LONGEST_WAIT_S
+            self._carry_out(now)
             if now >= next_beat_s or (self._core.dispatcher.fleet.workers and not self._answered):
                 next_beat_s = now + BEAT_S
                 self._beat()
@@ -128,7 +131,6 @@ class BrokerProcess:
     # --- from workers --------------------------------------------------------------------------------
 
     def _take_workers(self, now: float) -> None:
-        handle, apply = self._core.handle, self._apply
         for parts in self._back.receive(BATCH):
             identity = parts[0]
             try:
@@ -138,7 +140,7 @@ class BrokerProcess:
                 self._counters[f"refused_worker_frames.{exc.reason}"] += 1
                 continue
             if event is not None:
-                apply(handle(event, now), now)
+                self._happens(event, now)
 
     def _worker_event(self, identity: bytes, message: protocol.Envelope) -> ev.Event | None:
         kind, request_id, header, payload = message
@@ -198,7 +200,7 @@ class BrokerProcess:
             return
         else:
             raise errors.ProtocolError("not a message a client may send", reason="type")
-        self._apply(self._core.handle(event, now), now)
+        self._happens(event, now)
 
     def _looked_up(
         self, identity: bytes, request_id: bytes, header: protocol.RequestHeader, payload: bytes
@@ -230,7 +232,23 @@ class BrokerProcess:
 
     # --- effects -------------------------------------------------------------------------------------
 
-    def _apply(self, effects: Iterable[ev.Effect], now: float) -> None:
+    def _happens(self, event: ev.Event, now: float) -> None:
+        """Let the core decide; what follows is carried out soon, together with what else follows meanwhile.
+
+        Sends in a row wake ZeroMQ's I/O thread once; sends between decisions wake it for each.
+        """
+        self._todo += self._core.handle(event, now)
+        if len(self._todo) >= BURST:
+            self._carry_out(now)
+
+    def _carry_out(self, now: float) -> None:
+        while self._todo:
+            todo, self._todo = self._todo, []
+            for event in self._sent(todo, now):
+                self._todo += self._core.handle(event, now)
+
+    def _sent(self, effects: list[ev.Effect], now: float) -> list[ev.Event]:
+        """Send; returns who turned out to be gone."""
         lost: list[ev.Event] = []
         for effect in effects:
             if type(effect) is ev.WorkerDrained:
@@ -246,8 +264,7 @@ class BrokerProcess:
             elif self._back.send_to(peer, frames) is not SendResult.SENT:
                 # A worker holds at most its slots, so a full queue means that it does not read at all.
                 lost.append(ev.WorkerGone(peer, reason="unreachable"))
-        for event in lost:
-            self._apply(self._core.handle(event, now), now)
+        return lost
 
     def _send_client(self, client: bytes, frames: list[bytes], now: float) -> bool:
         """Send, or keep for later; False when the client is gone or keeps us waiting with too much."""
@@ -272,7 +289,7 @@ class BrokerProcess:
                     break
                 if result is SendResult.GONE:
                     outbox.clear()
-                    self._apply(self._core.handle(ev.ClientGone(client), now), now)
+                    self._happens(ev.ClientGone(client), now)
                     break
                 self._outbox_bytes[client] -= sum(map(len, outbox.popleft()))
             if not outbox:
@@ -335,7 +352,7 @@ class BrokerProcess:
                         f"there is no worker {request.worker} to do that to; there are: {there}"
                     )
                 if request.op == "workers.drain":
-                    self._apply(core.handle(ev.DrainWorker(request.worker), now), now)
+                    self._happens(ev.DrainWorker(request.worker), now)
                 else:
                     self._link.send(link.Ask(op="worker.restart", worker=request.worker))
             case "reload":
@@ -353,7 +370,7 @@ class BrokerProcess:
             raise errors.BadRequest(f"{request_hex!r} is not a request id (hexadecimal)") from None
         for client, table in self._core.clients.items():
             if wanted in table:
-                self._apply(self._core.handle(ev.ClientCancel(client, wanted), now), now)
+                self._happens(ev.ClientCancel(client, wanted), now)
                 return {"schema": "walled.done/1", "ok": True, "op": "queue.cancel"}
         raise errors.BadRequest(f"no request {request_hex} is queued or running")
 
@@ -366,7 +383,7 @@ class BrokerProcess:
             if message.op == "tree":
                 self._tree = message.tree
             elif message.op == "drain":
-                self._apply(self._core.handle(ev.Drain(), now), now)
+                self._happens(ev.Drain(), now)
                 self._beat()
             elif message.op == "reconfigure":
                 self._config = cfg.from_plain(message.config)
@@ -375,7 +392,8 @@ class BrokerProcess:
                 logs.set_level(self._config.daemon.log_level)
             elif message.op == "stop":
                 error = errors.Draining("the daemon has stopped", retry_after_s=2.0)
-                self._apply(self._core.handle(ev.Abort(error), now), now)
+                self._happens(ev.Abort(error), now)
+                self._carry_out(now)
                 self._flush_outboxes(now)
                 for worker in list(self._core.dispatcher.fleet.workers):
                     self._back.send_to(worker, protocol.frames(protocol.DISCONNECT, b""))
