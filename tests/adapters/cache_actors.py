@@ -28,6 +28,7 @@ from walled.core.record import Record
 
 NOW_S = 1_000_000.0
 NOBODY = 65534
+BIG = 300_000
 
 
 def key_of(name: str, number: int) -> bytes:
@@ -184,6 +185,7 @@ def fork(directory: Path) -> None:
     thread.start()
     statuses = []
     for _ in range(20):
+        generation = reader._env.generation
         pid = os.fork()
         if pid == 0:
             found = reader.get(key, NOW_S)
@@ -192,7 +194,8 @@ def fork(directory: Path) -> None:
                 os._exit(0 if second.get(key, NOW_S) is not None else 1)
             below = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
             right = found is not None and found.answer == answer_of(key)
-            os._exit(0 if right and below == 0 and reader.errors == 0 else 1)
+            own = reader._env.generation > generation  # opened by the child itself
+            os._exit(0 if right and own and below == 0 and reader.errors == 0 else 1)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         assert reader.get(key, NOW_S) is not None
     stop.set()
@@ -200,8 +203,37 @@ def fork(directory: Path) -> None:
     say(statuses=statuses, misses=len(misses), errors=reader.errors + second.errors)
 
 
+def fork_while_locked(directory: Path) -> None:
+    """Forks while another thread is stuck in a read: the child must not hang, nor use the parent's."""
+    reader = CacheReader(directory)
+    assert reader.get(key_of("r", 0), NOW_S) is not None
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with reader._env.lock:
+            locked.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    generation = reader._env.generation
+    pid = os.fork()
+    if pid == 0:
+        found = [reader.get(key_of("r", 0), NOW_S + second) for second in range(3)]
+        os._exit(0 if found == [None] * 3 else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    done.set()
+    thread.join()
+    hit = reader.get(key_of("r", 0), NOW_S) is not None
+    say(status=status, hit=hit, reopened=reader._env.generation - generation, errors=reader.errors)
+
+
 def read_while_closing(directory: Path) -> None:
-    """Threads copy from the map while others close and reopen it: unmapping under a copy would be SIGSEGV."""
+    """Threads copy from the map while it is closed and reopened: unmapping under a copy would be SIGSEGV.
+
+    The records are large because Python lets go of its lock while it computes the checksum of large data.
+    """
     keep = CacheReader(directory)
     stop = threading.Event()
     wrong = []
@@ -211,7 +243,7 @@ def read_while_closing(directory: Path) -> None:
         while not stop.is_set():
             key = key_of("r", number % 20)
             found = keep.get(key, NOW_S)
-            if found is None or found.answer != answer_of(key):
+            if found is None or found.answer != answer_of(key, BIG):
                 wrong.append(key)
             number += 1
 
@@ -323,6 +355,7 @@ ACTORS = {
         write_under_file_limit,
         read_without_rights,
         fork,
+        fork_while_locked,
         read_while_closing,
         read_loop,
         reader_of_a_growing_map,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_actors import NOW_S, answer_of, key_of, record
+from cache_actors import BIG, NOW_S, answer_of, key_of, record
 
 from walled.adapters import cache_env
 from walled.adapters.cache import CacheReader, CacheWriter
@@ -78,10 +78,10 @@ def start() -> Iterator[Starter]:
         actor.close()
 
 
-def filled(directory: Path, count: int, *, max_bytes: int = 8 * MIB) -> None:
+def filled(directory: Path, count: int, *, max_bytes: int = 8 * MIB, size: int = 2000) -> None:
     """A cache with the records r0, r1, ..., closed again."""
     writer = CacheWriter(directory, max_bytes=max_bytes, max_entries=100_000)
-    assert writer.put_many([record(key_of("r", number)) for number in range(count)], NOW_S) == count
+    assert writer.put_many([record(key_of("r", n), size=size) for n in range(count)], NOW_S) == count
     writer.close()
 
 
@@ -282,8 +282,16 @@ def test_both_sides_of_a_fork_go_on_reading_and_neither_harms_the_other(
     assert start("fork", tmp_path).says() == {"statuses": [0] * 20, "misses": 0, "errors": 0}
 
 
+def test_a_fork_during_a_read_that_does_not_end_costs_the_child_its_cache_and_the_parent_nothing(
+    tmp_path: Path, start: Starter
+) -> None:
+    filled(tmp_path, 1)
+    said = start("fork_while_locked", tmp_path).says()
+    assert said == {"status": 0, "hit": True, "reopened": 0, "errors": 0}
+
+
 def test_closing_never_unmaps_what_a_thread_is_copying(tmp_path: Path, start: Starter) -> None:
-    filled(tmp_path, 20)
+    filled(tmp_path, 20, size=BIG, max_bytes=16 * MIB)
     said = start("read_while_closing", tmp_path).says()
     assert said["hits"] > 0
     assert said["wrong"] == said["errors"], "a read that lost its environment is a counted miss"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,9 @@ MIN_HEADROOM_BYTES: Final = 16 * 1024 * 1024
 MAX_REMEMBERED: Final = 1024
 """Model names a reader remembers; names come from callers, so there could be any number."""
 MAX_META_KEY_BYTES: Final = 480  # LMDB takes keys of up to 511
+
+Batch = dict[bytes, tuple[Record, bytes]]
+"""Key -> record and its packed form."""
 
 
 class CacheStats(msgspec.Struct, frozen=True):
@@ -268,27 +271,40 @@ class CacheWriter(CacheReader):
         self._env.make_writable(map_bytes_for(max_bytes))
 
     def put_many(self, records: Sequence[Record], now_s: float) -> int:
-        """Store records in one transaction, making room first; how many of them are stored now."""
+        """Store records, in one transaction unless they are very many, making room first; how many are in."""
         good = [(record, pack_record(record)) for record in records if self._storable(record, now_s)]
         values = {record.key: (record, value) for record, value in good}
-        if not values or not self._ready(now_s):
-            self.bypassed += len(records)
-            return 0
+        stored: set[bytes] = set()
+        if values and self._ready(now_s):
+            try:
+                with self._env.write_lock:
+                    for batch in self._batches(values):
+                        stored |= self._put_or_make_way(batch, now_s)
+            except StoreError as exc:
+                self._env.failed(exc)
+        count = sum(record.key in stored for record, _ in good)
+        self.stored += count
+        self.bypassed += len(records) - count
+        return count
+
+    def _batches(self, values: Batch) -> Iterator[Batch]:
+        """All in one batch, or several when one would need more of the map than its headroom."""
+        batch: Batch = {}
+        size_bytes = 0
+        for key, (record, value) in values.items():
+            if batch and size_bytes + len(value) > self._max_bytes // 4:
+                yield batch
+                batch, size_bytes = {}, 0
+            batch[key] = (record, value)
+            size_bytes += len(value)
+        yield batch
+
+    def _put_or_make_way(self, batch: Batch, now_s: float) -> set[bytes]:
         try:
-            with self._env.write_lock:
-                try:
-                    done = self._put(values, now_s)
-                except MapFull:
-                    self._make_way(now_s)
-                    done = self._put(values, now_s)
-        except StoreError as exc:
-            self._env.failed(exc)
-            self.bypassed += len(records)
-            return 0
-        stored = sum(record.key in done for record, _ in good)
-        self.stored += stored
-        self.bypassed += len(records) - stored
-        return stored
+            return self._put(batch, now_s)
+        except MapFull:
+            self._make_way(now_s)
+            return self._put(batch, now_s)
 
     def _storable(self, record: Record, now_s: float) -> bool:
         times = (record.created_s, record.fresh_until_s, record.stale_until_s)
@@ -304,7 +320,7 @@ class CacheWriter(CacheReader):
             self._look(now_s)
         return self._env.reading is not None or self._reopened() is not None
 
-    def _put(self, values: dict[bytes, tuple[Record, bytes]], now_s: float) -> set[bytes]:
+    def _put(self, values: Batch, now_s: float) -> set[bytes]:
         """One transaction; the keys that are in the cache after it. Hold `write_lock`."""
         need_bytes = sum(cache_order.estimated_bytes(len(value)) for _, value in values.values())
         with self._env.writing_txn() as txn:

@@ -98,6 +98,7 @@ class Environment:
         """The last failed opening said that the file itself is broken."""
         self.users = 0
         self._env: lmdb.Environment | None = None
+        self._abandoned: lmdb.Environment | None = None
         self._handles: tuple[Any, ...] = ()
         self._map_bytes = 0
         self._writable = False
@@ -213,7 +214,9 @@ class Environment:
         """Forget what is open without closing it, and the locks: all of it is the parent's of a fork."""
         self.lock = threading.Lock()
         self.write_lock = threading.Lock()
-        self._env = None  # lmdb does not close an environment of another process when it is collected
+        # Kept for ever: collecting it would free the parent's reader slot. LMDB then refuses to open the file
+        # a second time, so this process has no cache, which is better than breaking the parent's.
+        self._abandoned, self._env = self._env, None
         self._close()
 
     # --- watching -----------------------------------------------------------------------------------
