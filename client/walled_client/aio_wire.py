@@ -18,6 +18,8 @@ from walled.errors import Cancelled
 from walled.protocol import ControlRequest, RequestHeader
 from walled_client.exchange import Call, Exchange
 
+BATCH = 256
+"""Messages received at a time."""
 CLOSE_WAIT_S = 0.1
 """How long closing waits for the broker to confirm cancellations."""
 
@@ -105,9 +107,7 @@ class AsyncWire:
             return
         exchange, port = self.exchange, self._port
         while True:
-            messages = port.receive()
-            if not messages:
-                break
+            messages = port.receive(BATCH)
             now_s = time.monotonic()
             for parts in messages:
                 call = exchange.receive(parts, now_s)
@@ -115,6 +115,8 @@ class AsyncWire:
                     waiter = call.waiter
                     if not waiter.done():
                         waiter.set_result(None)
+            if len(messages) < BATCH:
+                break  # that is: it has looked, and nothing more is there
         self._connection_events()
         if exchange.unsent and self._up:
             self._send_unsent()

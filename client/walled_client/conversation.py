@@ -26,6 +26,7 @@ MESSAGE_TOKENS = 5
 """What a chat template adds to each message, about."""
 DEFAULT_CONTEXT_TOKENS = 2048
 """Assumed where the daemon does not know the model's window."""
+SMALLEST_CONTEXT_TOKENS = 128
 KEEP_SHARE = 0.75
 
 Turn = dict[str, str]
@@ -47,6 +48,10 @@ class History:
         """Estimated tokens of these turns and the system prompt."""
         chars = len(self.system) + sum(len(turn["content"]) for turn in turns)
         return int(chars / self._chars_per_token) + MESSAGE_TOKENS * (len(turns) + bool(self.system))
+
+    def fits_anywhere(self, text: str) -> bool:
+        """Whether the window of no model could be too small, so that nobody need be asked for it."""
+        return self.tokens([*self.turns, {"role": "user", "content": text}]) <= SMALLEST_CONTEXT_TOKENS // 2
 
     def window(self, text: str, answer_tokens: int | None) -> list[Turn]:
         """The turns to send with a new message: all that fit, the newest always."""
@@ -128,7 +133,7 @@ class Conversation:
         self.history.budget_tokens = self._given_budget_tokens
 
     def _window(self, text: str, fields: dict[str, Any]) -> list[Turn]:
-        if self.history.budget_tokens is None:
+        if self.history.budget_tokens is None and not self.history.fits_anywhere(text):
             try:
                 found = context_tokens(self._client.models(deadline_s=2.0), fields.get("model") or "default")
                 self.history.budget_tokens = found or DEFAULT_CONTEXT_TOKENS
@@ -218,7 +223,7 @@ class AsyncConversation:
         self.history.budget_tokens = self._given_budget_tokens
 
     async def _window(self, text: str, fields: dict[str, Any]) -> list[Turn]:
-        if self.history.budget_tokens is None:
+        if self.history.budget_tokens is None and not self.history.fits_anywhere(text):
             try:
                 models = await self._client.models(deadline_s=2.0)
                 found = context_tokens(models, fields.get("model") or "default")

@@ -28,6 +28,8 @@ from walled.protocol import ControlRequest, RequestHeader
 from walled_client.exchange import Call, Exchange
 
 MAX_SLEEP_S = 3600.0
+BATCH = 256
+"""Messages received at a time."""
 CLOSE_WAIT_S = 0.1
 """How long closing waits for the broker to confirm cancellations."""
 
@@ -179,9 +181,14 @@ class Wire:
             self._connection_events()  # before sending: what was sent before a loss is sent again
             now_s = time.monotonic()
             call = opening(now_s)
-            if self._up and self._port.send(self.exchange.frames(call, now_s)):
-                self.exchange.sent(call)
-            self._drain()
+            try:
+                if self._up and self._port.send(self.exchange.frames(call, now_s)):
+                    self.exchange.sent(call)
+                self._drain()
+            except BaseException:  # Ctrl-C: the caller will never know of this call
+                if self.exchange.cancel(call):
+                    self._port.send(self.exchange.cancel_frames(call))
+                raise
             return call
 
     def _wait(self, done: Callable[[], bool], waiter: Waiter) -> None:
@@ -247,14 +254,14 @@ class Wire:
             if exchange.cancel(left):
                 port.send(exchange.cancel_frames(left))
         while True:
-            messages = port.receive()
-            if not messages:
-                break
+            messages = port.receive(BATCH)
             now_s = time.monotonic()
             for parts in messages:
                 call = exchange.receive(parts, now_s)
                 if call is not None:
                     self._notify(call)
+            if len(messages) < BATCH:
+                break  # that is: it has looked, and nothing more is there
         self._connection_events()
         if exchange.unsent and self._up:
             now_s = time.monotonic()

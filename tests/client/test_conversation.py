@@ -106,7 +106,7 @@ def test_the_models_window_is_the_budget(broker: FakeBroker) -> None:
         assert last[-1] == ("user", f"question 11 {'x' * 40}")
         assert len(last) < 10
         talk.use_model("big")
-        talk.say("more room")
+        talk.say("more room" * 10)
         assert talk.history.budget_tokens == 4000
 
 
@@ -115,8 +115,9 @@ def test_without_a_daemon_to_ask_the_call_itself_says_so(run_dir: object) -> Non
 
     with Client(str(run_dir), connect_timeout_s=0.05) as client:
         talk = Conversation(client)
-        with pytest.raises(DaemonUnavailable):
-            talk.say("x")
+        for text in ("short", "long " * 500):
+            with pytest.raises(DaemonUnavailable):
+                talk.say(text)
         assert talk.history.turns == []
 
 

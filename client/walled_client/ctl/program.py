@@ -100,14 +100,14 @@ class Program(click.Group):
     def __init__(self, verbs: dict[str, str], **kwargs: Any) -> None:
         super().__init__(name="walled-ctl", **kwargs)
         self.params += global_options()
-        self._verbs = verbs
+        self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         added = [entry.name for entry in importlib.metadata.entry_points(group=self.ENTRY_POINTS)]
-        return [*self._verbs, *sorted(set(added) - self._verbs.keys())]
+        return [*self.verbs, *sorted(set(added) - self.verbs.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = self._verbs.get(cmd_name)
+        module = self.verbs.get(cmd_name)
         if module is not None:
             home = importlib.import_module(f"walled_client.ctl.{module}")
             found = getattr(home, f"{cmd_name}_verb")
