@@ -185,7 +185,7 @@ def chat(settings: Settings, messages: Messages, fields: Mapping[str, Any]) -> A
 
 
 def _plain_turns(messages: Any) -> tuple[Message, ...] | None:
-    """The turns of a list of {"role", "content"} dicts, a third of a general conversion's cost; None: convert.
+    """The turns of a list of {"role", "content"} dicts at a third of the cost of a conversion; None: convert.
 
     Nearly every call looks so, and a hit in the cache is made of few steps as dear as this one.
     """
