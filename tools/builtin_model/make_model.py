@@ -37,7 +37,9 @@ STATEMENT = (
     "in "
     "English and Spanish. It knows nothing of the world, understands little outside that trade, makes "
     "mistakes "
-    "inside it (see the scores), and must not answer real customers."
+    "inside it (see the scores), and must not answer real customers. "
+    "Prices it mostly copies; other facts much less often. Place and seller names it has not met it replaces "
+    "by ones it has, and facts that were not given it invents."
 )
 # What Phase takes: steps, rows, length, questions per dialogue, share of drills, peak learning rate, its last
 # share, steps the rate is laid out over, share of the rate for the embedding. First it learns to talk, then
