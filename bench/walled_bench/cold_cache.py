@@ -4,15 +4,17 @@ May live here: this measurement. May not: starting the daemon.
 
 A read of a mapped page that is not in memory stops the whole thread that makes it, with the GIL. Whether the
 broker's loop may read inline depends on this figure. The kernel is asked to drop the file's pages
-(posix_fadvise DONTNEED, while nobody has them mapped), and reads that must not wait (RWF_NOWAIT) prove that
-it did. In each round the first `get` finds nothing in memory, not even the root of the tree; the later ones
-find the upper tree and need the record's own pages.
+(posix_fadvise DONTNEED, while nobody has them mapped), and mincore proves that it did. In each round the first
+`get` finds nothing in memory, not even the root of the tree; the later ones find the upper tree and need the
+record's own pages.
 
     PYTHONPATH=.:bench python -m walled_bench.cold_cache --directory DIR_ON_A_REAL_DISK
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
 import tempfile
@@ -30,7 +32,8 @@ from walled_bench.statistic import quantile
 
 NOW_S = 1_000_000.0
 VALUE_BYTES = 2048
-PAGE_BYTES = 4096
+DROPS = 50
+"""The kernel does not drop pages it is still busy with; it is asked again, so many times."""
 MAX_RESIDENT = 0.02
 """More of the file than this still in memory, and a round counts for nothing."""
 
@@ -62,21 +65,26 @@ def fill(directory: Path, entries: int) -> list[bytes]:
 def drop_pages(path: Path) -> float:
     """Have the kernel forget the file's pages; the share it still holds. Nobody may have the file mapped."""
     with path.open("rb") as file:
-        descriptor = file.fileno()
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        pages = os.fstat(descriptor).st_size // PAGE_BYTES
-        # In random order: reading one page after the other would make the kernel read ahead.
-        asked = random.Random(3).sample(range(pages), min(500, pages // 4))
-        held = 0
-        buffer = bytearray(1)
-        for page in asked:
-            try:
-                held += os.preadv(descriptor, [buffer], page * PAGE_BYTES, os.RWF_NOWAIT)
-            except BlockingIOError:
-                continue
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    return held / max(1, len(asked))
+        os.fsync(file.fileno())
+        for _ in range(DROPS):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            held = resident(file.fileno())
+            if held <= MAX_RESIDENT:
+                break
+    return held
+
+
+def resident(descriptor: int) -> float:
+    """The share of a file's pages that is in memory, as mincore sees it; reads none of them."""
+    size_bytes = os.fstat(descriptor).st_size
+    with mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)
+        pages = (ctypes.c_ubyte * -(-size_bytes // mmap.PAGESIZE))()
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(size_bytes), pages)
+        del start  # or the map could not be closed
+    if failed:
+        raise click.ClickException("mincore failed: residency cannot be proved on this system")
+    return sum(page & 1 for page in pages) / len(pages)
 
 
 def timed_us(reader: CacheReader, key: bytes) -> float:
