@@ -5,7 +5,7 @@ May live here: this measurement. May not: starting the daemon.
 A read of a mapped page that is not in memory stops the whole thread that makes it, with the GIL. Whether the
 broker's loop may read inline depends on this figure. The kernel is asked to drop the file's pages
 (posix_fadvise DONTNEED, while nobody has them mapped), and mincore proves that it did. In each round the
-first `get` finds nothing in memory, not even the root of the tree; the later ones find the upper tree and need
+first `get` finds nothing in memory, not even the tree's root; the later ones find the upper tree and need
 the record's own pages.
 
     PYTHONPATH=.:bench python -m walled_bench.cold_cache --directory DIR_ON_A_REAL_DISK
