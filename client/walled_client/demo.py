@@ -15,15 +15,15 @@ from walled_client.results import Reply
 
 SYSTEM_EN = (
     "You answer buyers for the seller of a second-hand item.\n"
-    "The item is a bike. It is in very good condition. The colour is blue. Pick-up in Oviedo. "
-    "Shipping costs 15 EUR. The price is 120 EUR. Status: available. The seller is Nina."
+    "Item: blue bike\nPrice: 135 EUR\nLowest price (private): 110 EUR\nCondition: in good condition\n"
+    "Place: Valencia\nShipping: 18 EUR\nBought in: 2019"
 )
 SYSTEM_ES = (
-    "Eres el asistente de un vendedor. Responde con brevedad y educación.\n"
-    "Se vende lámpara. Estado: como nueva. El color es verde. Está en Oviedo. Pedimos 35 euros. "
-    "Está disponible. El vendedor se llama Iván."
+    "Respondes a los compradores en nombre del vendedor.\n"
+    "Artículo: lámpara verde\nPrecio: 35 EUR\nPrecio mínimo (privado): 28 EUR\nEstado: como nueva\n"
+    "Lugar: Valencia\nEnvío: 6 EUR\nComprado en: 2021"
 )
-MAX_TOKENS = 64
+MAX_TOKENS = 128
 
 
 class Question(NamedTuple):
@@ -36,10 +36,10 @@ class Question(NamedTuple):
 
 
 QUESTIONS = (
-    Question("streamed", "How much is it and what condition is it in?", SYSTEM_EN, stream=True),
-    Question("asked once", "Is it still available?", SYSTEM_EN),
-    Question("asked again", "Is it still available?", SYSTEM_EN, repeated=True),
-    Question("in Spanish", "¿Cuánto cuesta la lámpara?", SYSTEM_ES),
+    Question("streamed", "What can you do?", "", stream=True),
+    Question("asked once", "How much is it?", SYSTEM_EN),
+    Question("asked again", "How much is it?", SYSTEM_EN, repeated=True),
+    Question("in Spanish", "¿Qué precio tiene?", SYSTEM_ES),
 )
 
 
