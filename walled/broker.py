@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import hmac
 import logging
+import math
 import os
 import secrets
 import time
@@ -72,7 +73,7 @@ class BrokerProcess:
         self._outbox_bytes: Counter[bytes] = Counter()
         self._tree: dict[str, Any] = {}
         self._started_s = time.monotonic()
-        self._stopping = False
+        self._leave_at_s = math.inf
         self._answered = False
         self._phase: link.Phase = "starting"
         ends = cfg.endpoints(cfg.run_dir(self._config))
@@ -102,8 +103,7 @@ class BrokerProcess:
         next_tick_s = next_beat_s = 0.0
         # What exists now lives for ever; collections need not look at it again.
         gc.freeze()
-        while not self._stopping:
-            now = time.monotonic()
+        while (now := time.monotonic()) < self._leave_at_s:
             timer_s = self._core.next_timer_s()
             until_s = next_tick_s if timer_s is None else min(next_tick_s, timer_s)
             ready = poller.wait(max(0.0, until_s - now))
@@ -391,13 +391,15 @@ class BrokerProcess:
                 self._core.reconfigure(self._config)
                 logs.set_level(self._config.daemon.log_level)
             elif message.op == "stop":
+                # A client that has not read when the connection goes loses what was sent to it, whatever the
+                # linger: so callers whose requests end here get a moment to read.
+                self._leave_at_s = now if self._core.idle else now + LAST_WORDS_S
                 error = errors.Draining("the daemon has stopped", retry_after_s=2.0)
                 self._happens(ev.Abort(error), now)
                 self._carry_out(now)
                 self._flush_outboxes(now)
                 for worker in list(self._core.dispatcher.fleet.workers):
                     self._back.send_to(worker, protocol.frames(protocol.DISCONNECT, b""))
-                self._stopping = True
 
     def _beat(self) -> None:
         core = self._core

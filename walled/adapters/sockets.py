@@ -17,7 +17,9 @@ Frames go through the compiled base class of pyzmq: its Python wrappers cost 8 u
 from __future__ import annotations
 
 import enum
+import math
 import os
+import select
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -165,6 +167,8 @@ class Port:
         self._socket = socket
         self._monitor: zmq.Socket[bytes] | None = None
         self.endpoint = ""
+        self.touched = True
+        """Used since it was last seen empty: its descriptor may stay silent about what has come."""
 
     def connect(self) -> None:
         """Begin to connect; separate from creation so that `watch` sees the first event too."""
@@ -182,36 +186,58 @@ class Port:
         return bool(_get(self._socket, _EVENTS) & _POLLOUT)
 
     def receive(self, limit: int = 256) -> list[list[bytes]]:
-        """Up to `limit` whole messages that have arrived, without waiting."""
+        """Up to `limit` whole messages that have arrived, without waiting; fewer mean that there are no more.
+
+        Asking for ZMQ_EVENTS first would cost a system call for each message; trying costs one for all.
+        """
         socket = self._socket
-        messages = []
-        while limit and _get(socket, _EVENTS) & _POLLIN:
-            limit -= 1
-            parts: list[bytes] = []
-            while True:
+        messages: list[list[bytes]] = []
+        self.touched = True
+        try:
+            while limit:
                 frame = _recv(socket, _LAST, False)
-                if len(parts) < MAX_FRAMES:
-                    parts.append(frame.bytes)
-                if not frame.more:
-                    break
-            messages.append(parts)
+                limit -= 1
+                parts = [frame.bytes]
+                while frame.more:
+                    frame = _recv(socket, _LAST, False)
+                    if len(parts) < MAX_FRAMES:
+                        parts.append(frame.bytes)
+                messages.append(parts)
+        except zmq.Again:
+            self.touched = False
         return messages
 
     def send(self, parts: Sequence[bytes]) -> bool:
-        """Send whole or not at all; False when nobody takes it now."""
+        """Send whole or not at all; False when nobody takes it now.
+
+        A signal handler that raises (Ctrl-C) gets through, but not in the middle of the message: the next one
+        would be taken for the rest of it. Whether this one arrives whole is then not known.
+        """
         socket = self._socket
+        self.touched = True
         last = len(parts) - 1
+        rest = iter(parts[:last])
+        ending = False
         try:
-            for part in parts[:last]:
+            for part in rest:
                 _send(socket, part, _MORE)
+            ending = True
             _send(socket, parts[last], _LAST)
         except zmq.Again:
             return False
+        except BaseException:
+            # pyzmq lets handlers run after a frame was taken, so what is left in `rest` is what is missing.
+            if not ending:
+                for part in rest:
+                    _send(socket, part, _MORE)
+                _send(socket, parts[last], _LAST)
+            raise
         return True
 
     def send_to(self, identity: bytes, parts: Sequence[bytes]) -> SendResult:
         """Send to one peer of a ROUTER, whole or not at all."""
         socket = self._socket
+        self.touched = True
         last = len(parts) - 1
         try:
             # Only the identity frame can be refused; the rest of the message follows it into the same pipe.
@@ -257,28 +283,37 @@ class Port:
 
 
 class Poller:
-    """Waits on a fixed set of ports and file descriptors; built once, because that costs more than waiting.
+    """Waits on a fixed set of ports and file descriptors.
 
-    A port with `watch` on is also reported (through its own entry) when it has connection events.
+    A port with `watch` on is also reported (through its own entry) when it has connection events. A port
+    may be reported without having anything to receive.
+
+    zmq_poll makes about eight system calls a wait for three sockets. This makes one, and one more for each
+    port that was used since it was last found empty: only then may its edge have been consumed.
     """
 
     def __init__(self, ports: Iterable[Port] = (), fds: Iterable[int] = ()) -> None:
-        self._items: list[tuple[zmq.Socket[bytes] | int, int]] = []
-        self._owners: dict[zmq.Socket[bytes] | int, Port | int] = {}
-        for port in ports:
-            self._add(port._socket, port)
+        self._ports = list(ports)
+        self._owners: dict[int, Port | int] = {fd: fd for fd in fds}
+        for port in self._ports:
+            self._owners[port.fileno()] = port
             if port._monitor is not None:
-                self._add(port._monitor, port)
-        for fd in fds:
-            self._add(fd, fd)
-
-    def _add(self, item: zmq.Socket[bytes] | int, owner: Port | int) -> None:
-        self._items.append((item, _POLLIN))
-        self._owners[item] = owner
+                self._owners[port.monitor_fileno()] = port
+        self._poll = select.poll()
+        for fd in self._owners:
+            self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout_s: float | None) -> set[Port | int]:
         """The ports and descriptors that are ready; empty after `timeout_s` seconds. None waits for ever."""
-        timeout_ms = -1 if timeout_s is None else max(0, int(timeout_s * 1000 + 0.999))
+        ready: set[Port | int] = set()
+        for port in self._ports:
+            if port.touched:
+                if port.readable():
+                    ready.add(port)
+                else:
+                    port.touched = False
+        timeout_ms = 0 if ready else -1 if timeout_s is None else max(0, math.ceil(timeout_s * 1000))
         owners = self._owners
-        ready = zmq.zmq_poll(self._items, timeout_ms)
-        return {owners[item] for item, _ in ready}
+        for fd, _ in self._poll.poll(timeout_ms):
+            ready.add(owners[fd])
+        return ready
