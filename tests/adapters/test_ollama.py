@@ -12,7 +12,6 @@ import pytest
 from tests.adapters.ollama_rig import ALL, PNG, TOOLS, Make, chat
 from tests.fakes.ollama_records import BUSY, Model
 from tests.fakes.ollama_server import FakeOllama, Turn
-from walled.adapters.backend import Delta
 from walled.payload import Message, Options, Request
 
 # --- answers -----------------------------------------------------------------------------------------
@@ -253,7 +252,7 @@ def test_cancel_closes_the_upstream_connection_at_once(
     job = rig.submit(chat())
     assert turn.started.wait(10)
     if hold_at:
-        rig.seen.wait(lambda event: isinstance(event, Delta) and event.job_id == job)
+        rig.seen.wait(lambda _: len(rig.deltas(job)) == hold_at)
     asked_s = time.monotonic()
     rig.backend.cancel(job)
     assert rig.seen.error(job).code == "cancelled"
