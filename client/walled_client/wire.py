@@ -30,6 +30,8 @@ from walled_client.exchange import Call, Exchange
 MAX_SLEEP_S = 3600.0
 BATCH = 256
 """Messages received at a time."""
+LEADER_LEAVES_S = 5.0
+"""How long closing waits for a leader, who has been woken, to let go of the socket."""
 CLOSE_WAIT_S = 0.1
 """How long closing waits for the broker to confirm cancellations."""
 
@@ -165,7 +167,7 @@ class Wire:
             self._wake()
             leaderless = self._leader is None
         if not leaderless:
-            self._idle.wait(MAX_SLEEP_S)
+            self._idle.wait(LEADER_LEAVES_S)
         with self._lock:
             self._port.close()
             self._hub.close()
@@ -185,7 +187,8 @@ class Wire:
                 if self._up and self._port.send(self.exchange.frames(call, now_s)):
                     self.exchange.sent(call)
                 self._drain()
-            except BaseException:  # Ctrl-C: the caller will never know of this call
+            except BaseException:  # Ctrl-C: the caller will never know of this call, but the broker may
+                call.sent = self._up
                 if self.exchange.cancel(call):
                     self._port.send(self.exchange.cancel_frames(call))
                 raise
@@ -194,55 +197,72 @@ class Wire:
     def _wait(self, done: Callable[[], bool], waiter: Waiter) -> None:
         if os.getpid() != self._pid:
             raise StreamInterrupted("this stream was begun before the process was forked; begin it anew")
-        lock = self._lock
-        lock.acquire()
         try:
-            while not done():
-                self._expire()
-                if done():
-                    break
-                if self._closed:
-                    raise DaemonUnavailable("the client was closed")
-                timeout_s = min(MAX_SLEEP_S, max(0.0, self.exchange.due_s - time.monotonic()))
-                if self._leader is None:
-                    self._lead(waiter, timeout_s)
+            while True:
+                with self._lock:
+                    self._expire()
+                    if done():
+                        self._hand_on()
+                        return
+                    if self._closed:
+                        raise DaemonUnavailable("the client was closed")
+                    timeout_s = min(MAX_SLEEP_S, max(0.0, self.exchange.due_s - time.monotonic()))
+                    leads = self._leader is None
+                    if leads:
+                        self._leader = waiter
+                    else:
+                        self._followers[waiter] = None
+                if leads:
+                    self._lead(timeout_s)
                 else:
                     self._follow(waiter, timeout_s)
-        finally:
-            if self._leader is None:
-                if self._closed:
-                    self._idle.set()
-                for follower in self._followers:
-                    follower.signal()
-                    break
-            lock.release()
+        except BaseException:
+            # Ctrl-C can strike anywhere; nobody may be left waiting for a leader that has gone.
+            self._leave(waiter)
+            raise
 
-    def _lead(self, waiter: Waiter, timeout_s: float) -> None:
-        self._leader = waiter
-        self._lock.release()
-        try:
-            ready = self._poll.poll(timeout_s * 1000 + 0.999)
-        finally:
-            self._lock.acquire()
+    def _lead(self, timeout_s: float) -> None:
+        """Sleep on the socket, then hand out what has come."""
+        ready = self._poll.poll(timeout_s * 1000 + 0.999)
+        with self._lock:
             self._leader = None
-        if len(ready) > 1 or (ready and ready[0][0] == self._wake_read):
-            try:
-                os.read(self._wake_read, 4096)
-            except BlockingIOError:
-                pass
-        self._drain()
+            if len(ready) > 1 or (ready and ready[0][0] == self._wake_read):
+                try:
+                    os.read(self._wake_read, 4096)
+                except BlockingIOError:
+                    pass
+            self._drain()
 
     def _follow(self, waiter: Waiter, timeout_s: float) -> None:
-        self._followers[waiter] = None
-        self._lock.release()
-        try:
-            waiter.semaphore.acquire(timeout=timeout_s)
-        finally:
-            self._lock.acquire()
+        """Sleep until a leader has news for this thread, or makes it the leader."""
+        waiter.semaphore.acquire(timeout=timeout_s)
+        with self._lock:
             self._followers.pop(waiter, None)
             if waiter.signalled:
                 waiter.signalled = False
                 waiter.semaphore.acquire(blocking=False)
+
+    def _hand_on(self) -> None:
+        """Called by a thread that stops waiting, with the lock: somebody must lead, if anybody waits."""
+        if self._leader is None:
+            if self._closed:
+                self._idle.set()
+            for follower in self._followers:
+                follower.signal()
+                break
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Undo what a wait that was broken off may have left; another Ctrl-C here changes nothing."""
+        for _ in range(3):
+            try:
+                with self._lock:
+                    if self._leader is waiter:
+                        self._leader = None
+                    self._followers.pop(waiter, None)
+                    self._hand_on()
+                return
+            except BaseException:
+                continue
 
     def _drain(self) -> None:
         """Receive all there is, see to the connection, send what waits to be sent."""

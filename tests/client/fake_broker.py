@@ -15,6 +15,7 @@ import msgspec
 
 from walled import protocol
 from walled.adapters.sockets import Hub, Poller, Port
+from walled.errors import ProtocolError
 from walled.payload import Answer, Usage, pack_answer, unpack_request
 from walled.protocol import Envelope, FinalHeader, PartialHeader, RequestHeader
 
@@ -72,6 +73,7 @@ class FakeBroker:
         self.behaviour = behaviour
         self.seen: queue.Queue[Envelope] = queue.Queue()
         """Every message received, in order."""
+        self.malformed = 0
         self._orders: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._wake_read = self._wake_write = -1
@@ -127,7 +129,11 @@ class FakeBroker:
                     while not self._orders.empty():
                         self._orders.get()()
                 for parts in port.receive():
-                    message = protocol.parse(parts[1:])
+                    try:
+                        message = protocol.parse(parts[1:])
+                    except ProtocolError:
+                        self.malformed += 1
+                        continue
                     self.seen.put(message)
                     if message.type != protocol.DISCONNECT:
                         self.behaviour(Peer(port, parts[0], message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -528,6 +529,44 @@ def test_a_closed_stream_is_cancelled_even_if_the_program_ends_at_once(broker: F
         stream.close()
     assert broker.next(protocol.CANCEL).request_id.hex() == stream.request_id
     assert broker.next(protocol.DISCONNECT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signals_that_raise_at_any_moment_leave_a_client_that_works(broker: FakeBroker) -> None:
+    class Rung(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Rung
+
+    def ring_and_echo(peer: Peer) -> None:
+        if peer.message.type == protocol.REQUEST:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        echo(peer)
+
+    old = signal.signal(signal.SIGUSR1, ring)
+    rung = 0
+    try:
+        with Client(endpoint=broker.endpoint) as client:
+            client.chat("connect")
+            follower = Asking(lambda: [client.chat(f"f{n}", deadline_s=5) for n in range(50)] and None)
+            broker.behaviour = ring_and_echo
+            for n in range(300):
+                try:
+                    assert client.chat(f"q{n}", deadline_s=5).text == f"q{n}"
+                except Rung:
+                    rung += 1
+            broker.behaviour = echo
+            try:
+                follower.result(60)
+            except DeadlineExceeded:
+                pass  # its answer was in the hands of the thread that the signal struck
+            assert client.chat("after").text == "after"
+    except Rung:
+        pytest.fail("the bell rang after its time")
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert rung > 0
 
 
 # --- batch -----------------------------------------------------------------------------------------
