@@ -528,3 +528,25 @@ def test_a_forked_child_that_closes_the_hub_hurts_nobody(hub: Hub, endpoint: str
         os.close(sentinel)
     assert router.send_to(identity, [b"still here"]) is SendResult.SENT
     assert received(dealer) == [[b"still here"]]
+
+
+def test_what_came_before_the_first_look_is_not_missed(hub: Hub, endpoint: str) -> None:
+    """ZeroMQ signals a descriptor only for what comes after its socket was once found empty.
+
+    A connection that was up before the poller existed would never be heard of: nothing else comes after it.
+    """
+    router = hub.router(endpoint, hwm=10, max_bytes=1024)
+    for _ in range(20):
+        port = hub.dealer(endpoint)
+        port.watch()
+        port.connect()
+        until_s = time.monotonic() + 5
+        while not port.writable():  # up, as far as ZeroMQ is concerned; its event is waiting
+            assert time.monotonic() < until_s
+        poller, events = Poller([port]), []
+        while not events:
+            assert poller.wait(5), "the event was there before the poller, and was never told"
+            events += port.connection_events()
+        assert events == [ConnectionEvent.UP]
+        port.close()
+    router.close()

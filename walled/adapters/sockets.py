@@ -169,6 +169,8 @@ class Port:
         self.endpoint = ""
         self.touched = True
         """Used since it was last seen empty: its descriptor may stay silent about what has come."""
+        self._unheard = True
+        """The monitor was not looked at yet: ZeroMQ signals only what comes after a first look."""
 
     def connect(self) -> None:
         """Begin to connect; separate from creation so that `watch` sees the first event too."""
@@ -272,7 +274,20 @@ class Port:
             # By hand: pyzmq's parser imports all of asyncio, a seventh of the time a broker needs to start.
             event, _ = _MONITOR_EVENT.unpack(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
             found.append(ConnectionEvent.DOWN if event == zmq.EVENT_DISCONNECTED else ConnectionEvent.UP)
+        self._unheard = False
         return found
+
+    def stirred(self) -> bool:
+        """Whether something is here that the descriptors need not tell: see `Poller`."""
+        if self._unheard and self._monitor is not None:
+            if _get(self._monitor, _EVENTS) & _POLLIN:
+                return True
+            self._unheard = False
+        if self.touched:
+            if self.readable():
+                return True
+            self.touched = False
+        return False
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close; what has been sent but is not on the wire yet has `linger_s` left (Hub.close waits)."""
@@ -289,7 +304,8 @@ class Poller:
     may be reported without having anything to receive.
 
     zmq_poll makes about eight system calls a wait for three sockets. This makes one, and one more for each
-    port that was used since it was last found empty: only then may its edge have been consumed.
+    port that was used since it was last found empty: only then may its edge have been consumed. (A descriptor
+    tells of what comes after its socket was found empty once, never of what was there before.)
     """
 
     def __init__(self, ports: Iterable[Port] = (), fds: Iterable[int] = ()) -> None:
@@ -307,11 +323,8 @@ class Poller:
         """The ports and descriptors that are ready; empty after `timeout_s` seconds. None waits for ever."""
         ready: set[Port | int] = set()
         for port in self._ports:
-            if port.touched:
-                if port.readable():
-                    ready.add(port)
-                else:
-                    port.touched = False
+            if port.stirred():
+                ready.add(port)
         timeout_ms = 0 if ready else -1 if timeout_s is None else max(0, math.ceil(timeout_s * 1000))
         owners = self._owners
         for fd, _ in self._poll.poll(timeout_ms):
