@@ -101,8 +101,10 @@ class BrokerProcess:
     def run(self) -> int:
         poller = Poller([self._front, self._back, self._control], [self._link.fileno()])
         next_tick_s = next_beat_s = 0.0
-        # What exists now lives for ever; collections need not look at it again.
+        # What exists now lives for ever; collections need not look at it again. What comes is freed by
+        # counting references; the few cycles may wait: looking every 700 objects cost 3 % of the loop.
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         while (now := time.monotonic()) < self._leave_at_s:
             timer_s = self._core.next_timer_s()
             until_s = next_tick_s if timer_s is None else min(next_tick_s, timer_s)
