@@ -17,6 +17,7 @@ from walled.adapters.sockets import ConnectionEvent, Hub
 from walled.errors import Cancelled
 from walled.protocol import ControlRequest, RequestHeader
 from walled_client.exchange import Call, Exchange
+from walled_client.wire import HEARD_S
 
 BATCH = 256
 """Messages received at a time."""
@@ -41,11 +42,15 @@ class AsyncWire:
         self._port.connect()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
+        self._heard_s = 0.0
+        """When connection events were last asked for."""
+        self._looking = False
+        """`drain` will run soon."""
         self._quiet: asyncio.Future[None] | None = None
         """Awaited by `close` until every cancellation has been confirmed."""
         self._fds = (self._port.fileno(), self._port.monitor_fileno())
-        for fd in self._fds:
-            loop.add_reader(fd, self.drain)
+        loop.add_reader(self._fds[0], self.drain)
+        loop.add_reader(self._fds[1], self._connection_changed)
 
     def start(self, header: RequestHeader, payload: bytes, deadline_s: float) -> Call:
         """Open a call and send it if the broker is there. `call.waiter` is the future to await."""
@@ -58,8 +63,9 @@ class AsyncWire:
         if self.closed:
             raise Cancelled("the client is closed")
         exchange, port = self.exchange, self._port
-        self._connection_events()  # before sending: what was sent before a loss is sent again
         now_s = time.monotonic()
+        if now_s - self._heard_s > HEARD_S:
+            self._connection_events()  # before sending: what was sent before a loss is sent again
         waiter = self.loop.create_future()
         if isinstance(what, RequestHeader):
             call = exchange.open(what, payload, now_s, deadline_s, waiter)
@@ -67,8 +73,7 @@ class AsyncWire:
             call = exchange.open_control(what, now_s, deadline_s, waiter)
         if self._up and port.send(exchange.frames(call, now_s)):
             exchange.sent(call)
-            if port.readable():
-                self.drain()
+            self._look_soon()
         else:
             self.drain()
         if exchange.due_s < self._timer_s:
@@ -103,6 +108,7 @@ class AsyncWire:
 
     def drain(self) -> None:
         """Receive all there is, see to the connection, send what waits to be sent."""
+        self._looking = False
         if self.closed:
             return
         exchange, port = self.exchange, self._port
@@ -117,23 +123,39 @@ class AsyncWire:
                         waiter.set_result(None)
             if len(messages) < BATCH:
                 break  # that is: it has looked, and nothing more is there
-        self._connection_events()
-        if exchange.unsent and self._up:
+        if exchange.unsent:
+            if not self._up:
+                self._connection_events()
             self._send_unsent()
         if self._quiet is not None and not exchange.cancelling and not self._quiet.done():
             self._quiet.set_result(None)
 
+    def _connection_changed(self) -> None:
+        if self.closed:
+            return
+        self.drain()  # what came before a loss counts
+        self._connection_events()
+        self._send_unsent()
+
     def _send_unsent(self) -> None:
         exchange, port = self.exchange, self._port
         now_s = time.monotonic()
-        for call in list(exchange.unsent.values()):
-            if not port.send(exchange.frames(call, now_s)):
-                break
-            exchange.sent(call)
-        if port.readable():
+        # A send that finds the queue full may see, too late, that there is room again, and swallow the edge.
+        while exchange.unsent and self._up and port.writable():
+            for call in list(exchange.unsent.values()):
+                if not port.send(exchange.frames(call, now_s)):
+                    break
+                exchange.sent(call)
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Look at the socket once after all that is sent in this turn of the loop."""
+        if not self._looking:
+            self._looking = True
             self.loop.call_soon(self.drain)
 
     def _connection_events(self) -> None:
+        self._heard_s = time.monotonic()
         for event in self._port.connection_events():
             self._up = event is ConnectionEvent.UP
             if event is ConnectionEvent.DOWN:
@@ -158,8 +180,7 @@ class AsyncWire:
                 self._port.send(self.exchange.cancel_frames(call))
             _wake(call)
         self._arm()
-        if self._port.readable():
-            self.loop.call_soon(self.drain)
+        self._look_soon()
 
     async def close(self) -> None:
         """End every call with Cancelled, tell the broker, free the socket."""

@@ -30,6 +30,9 @@ from walled_client.exchange import Call, Exchange
 MAX_SLEEP_S = 3600.0
 BATCH = 256
 """Messages received at a time."""
+HEARD_S = 0.01
+"""A loss and the new connection cannot both happen within this (ZeroMQ dials again after 20 ms): a call so
+soon after the last look at the connection is sent without another look, which is a system call."""
 LEADER_LEAVES_S = 5.0
 """How long closing waits for a leader, who has been woken, to let go of the socket."""
 CLOSE_WAIT_S = 0.1
@@ -67,6 +70,8 @@ class Wire:
         self._up = False
         """A handshake has succeeded since the last loss. Without it nothing is sent: for a moment after a
         loss the socket still takes messages, into the pipe of the dead connection."""
+        self._heard_s = 0.0
+        """When connection events were last asked for."""
         self._closed = False
         self._pid = os.getpid()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -75,7 +80,8 @@ class Wire:
         self._port.watch()
         self._port.connect()
         self._poll = select.poll()
-        for fd in (self._port.fileno(), self._port.monitor_fileno(), self._wake_read):
+        self._monitor_fd = self._port.monitor_fileno()
+        for fd in (self._port.fileno(), self._monitor_fd, self._wake_read):
             self._poll.register(fd, select.POLLIN)
 
     # --- what the client calls -------------------------------------------------------------------
@@ -180,8 +186,9 @@ class Wire:
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
-            self._connection_events()  # before sending: what was sent before a loss is sent again
             now_s = time.monotonic()
+            if now_s - self._heard_s > HEARD_S:
+                self._connection_events()  # before sending: what was sent before a loss is sent again
             call = opening(now_s)
             try:
                 if self._up and self._port.send(self.exchange.frames(call, now_s)):
@@ -232,6 +239,9 @@ class Wire:
                 except BlockingIOError:
                     pass
             self._drain()
+            if any(fd == self._monitor_fd for fd, _ in ready):
+                self._connection_events()
+                self._send_unsent()
 
     def _follow(self, waiter: Waiter, timeout_s: float) -> None:
         """Sleep until a leader has news for this thread, or makes it the leader."""
@@ -282,17 +292,27 @@ class Wire:
                     self._notify(call)
             if len(messages) < BATCH:
                 break  # that is: it has looked, and nothing more is there
-        self._connection_events()
-        if exchange.unsent and self._up:
-            now_s = time.monotonic()
+        if exchange.unsent:
+            if not self._up:
+                self._connection_events()
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        exchange, port = self.exchange, self._port
+        now_s = time.monotonic()
+        sent = False
+        # A send that finds the queue full may see, too late, that there is room again, and swallow the edge.
+        while exchange.unsent and self._up and port.writable():
             for call in list(exchange.unsent.values()):
                 if not port.send(exchange.frames(call, now_s)):
                     break
                 exchange.sent(call)
-            if port.readable():
-                self._drain()
+                sent = True
+        if sent:
+            self._drain()
 
     def _connection_events(self) -> None:
+        self._heard_s = time.monotonic()
         for event in self._port.connection_events():
             self._up = event is ConnectionEvent.UP
             if event is ConnectionEvent.DOWN:

@@ -118,7 +118,7 @@ class FakeBroker:
 
     def _run(self, up: threading.Event) -> None:
         hub = Hub()
-        port = hub.router(self.endpoint, hwm=1000, max_bytes=1 << 24)
+        port = hub.router(self.endpoint, hwm=100_000, max_bytes=1 << 24)
         poller = Poller([port], [self._wake_read])
         up.set()
         try:

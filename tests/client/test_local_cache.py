@@ -195,8 +195,8 @@ def test_a_cache_that_appears_later_is_found(
 def test_a_hit_late_in_its_life_is_renewed_once_in_the_background(
     writer: CacheWriter, broker: FakeBroker
 ) -> None:
-    store(writer, "old", "stored", age_s=95, life_s=100)
-    store(writer, "young", "stored", age_s=50, life_s=100)
+    store(writer, "old", "stored", age_s=9500, life_s=10_000)
+    store(writer, "young", "stored", age_s=5000, life_s=10_000)
     with Client(endpoint=broker.endpoint) as client:
         client.chat("connect", temperature=1)
         broker.next(protocol.REQUEST)
@@ -217,7 +217,7 @@ def test_a_hit_late_in_its_life_is_renewed_once_in_the_background(
 def test_a_renewal_that_cannot_be_sent_costs_nothing_and_is_tried_again(
     writer: CacheWriter, run_dir: Path
 ) -> None:
-    store(writer, "old", "stored", age_s=95, life_s=100)
+    store(writer, "old", "stored", age_s=9500, life_s=10_000)
     broker = FakeBroker(run_dir)
     with Client(run_dir, connect_timeout_s=0.5) as client:
         started_s = time.monotonic()
@@ -245,7 +245,7 @@ def test_an_async_hit_does_not_touch_the_loop(writer: CacheWriter, run_dir: Path
 
 
 def test_async_renewal(writer: CacheWriter, broker: FakeBroker) -> None:
-    store(writer, "old", "stored", age_s=95, life_s=100)
+    store(writer, "old", "stored", age_s=9500, life_s=10_000)
 
     async def run() -> None:
         async with AsyncClient(endpoint=broker.endpoint) as client:
