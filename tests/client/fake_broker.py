@@ -140,3 +140,52 @@ class FakeBroker:
         finally:
             port.close()
             hub.close()
+
+
+class Held:
+    """A behaviour that answers nothing by itself; the test takes the requests by their text."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self._peers: dict[str, Peer] = {}
+        self._news = threading.Condition()
+        broker.behaviour = self._hold
+
+    def _hold(self, peer: Peer) -> None:
+        if peer.message.type == protocol.REQUEST:
+            with self._news:
+                self._peers[peer.prompt()] = peer
+                self._news.notify_all()
+
+    def peer(self, text: str) -> Peer:
+        with self._news:
+            assert self._news.wait_for(lambda: text in self._peers, 5), f"{text} never came"
+            return self._peers[text]
+
+    def do(self, text: str, action: Callable[[Peer], object]) -> None:
+        """Have the broker's thread act on the request with that text."""
+        peer = self.peer(text)
+        self._broker.do(lambda: action(peer) and None)
+
+
+class Asking(threading.Thread):
+    """A call in a thread of its own; `result()` returns or raises what the call did."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self._outcome: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._outcome = self._call()
+        except BaseException as exc:
+            self._outcome = exc
+
+    def result(self, timeout_s: float = 5.0) -> object:
+        self.join(timeout_s)
+        assert not self.is_alive(), "the call hangs"
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome

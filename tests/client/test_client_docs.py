@@ -1,4 +1,4 @@
-"""docs/client.md and docs/cli.md tell the truth: examples run; verbs, fields, schemas, exit codes are there."""
+"""docs/client.md and docs/cli.md tell the truth: examples run; verbs, fields, exit codes are there."""
 
 from __future__ import annotations
 

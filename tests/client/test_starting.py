@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_daemon_that_cannot_start_says_why(config: Path, run_dir: Path) -> Non
 
 
 def test_a_daemon_that_is_not_ready_in_time_is_stopped(config: Path, run_dir: Path) -> None:
-    config.write_text(SCRIPTED + "load_s = 100.0\n")
+    config.write_text(SCRIPTED + "load_s = 100.0\n[supervisor]\nstop_timeout_s = 0.5\n")
     with pytest.raises(Unavailable, match="not ready within 1 s"):
         OwnDaemon(config, timeout_s=1).start()
     assert list((run_dir / "t").iterdir()) == []
@@ -85,7 +86,7 @@ def test_it_dies_with_its_owner(config: Path) -> None:
         "signal.pause()\n"
     )
     here = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here / 'client'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here / 'client'}", "TMPDIR": tempfile.gettempdir()}
     owner = subprocess.Popen(
         [sys.executable, "-c", code, str(config)], stdout=subprocess.PIPE, env=environment, text=True
     )
@@ -106,7 +107,7 @@ def run_demo(*args: str) -> subprocess.CompletedProcess[str]:
     here = Path(__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-c", "from walled_client.ctl import main; main()", "demo", *args],
-        env={**os.environ, "PYTHONPATH": f"{here}:{here / 'client'}"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here / 'client'}", "TMPDIR": tempfile.gettempdir()},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
 
