@@ -22,7 +22,8 @@ PACKAGES["walled_bench"] = ROOT / "bench/walled_bench"
 
 ROLES = {"walled.broker", "walled.worker", "walled.monitor", "walled.supervisor"}
 ENTRY_POINTS = {"walled.__main__", "walled.child"}
-CONTRACTS = {"walled.payload", "walled.protocol", "walled.link", "walled.config", "walled.schema"}
+CONTRACTS = {"walled.payload", "walled.protocol", "walled.link", "walled.config"}
+CONTRACTS |= {"walled.schema", "walled.sections"}
 
 ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess")
 """Libraries only one module of the daemon and client may import."""

@@ -65,6 +65,24 @@ class ContextTooLong(WalledError):
     code = "context_too_long"
 
 
+class ContentRefused(WalledError):
+    """The model server refuses the content by its policy; never sent to the same model again."""
+
+    code = "content_refused"
+
+
+class PromptBlocked(BadRequest):
+    """An inbound rule of the configuration forbids the prompt."""
+
+    code = "prompt_blocked"
+
+
+class Blocked(WalledError):
+    """The model's answers were withheld by the validation rules, and no lesser answer could be had."""
+
+    code = "blocked"
+
+
 class NotCached(WalledError):
     """Cache policy `only` was asked for and no fresh answer is stored."""
 
@@ -159,6 +177,25 @@ class BackendError(WalledError):
 
     code = "backend_error"
     retryable = True
+
+
+class BackendUnauthorized(BackendError):
+    """The model server wants another API key."""
+
+    code = "backend_unauthorized"
+    retryable = False
+
+
+class BackendTimeout(BackendError):
+    """The model server took longer than its connect, first-token or inter-token timeout."""
+
+    code = "backend_timeout"
+
+
+class BackendOverloaded(BackendError):
+    """The model server has too many requests (HTTP 429, 503), or is loading the model."""
+
+    code = "backend_overloaded"
 
 
 class BackendUnavailable(BackendError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -94,6 +95,17 @@ class Usage(msgspec.Struct, omit_defaults=True, frozen=True):
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class Validation(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What the validation rules found in an answer."""
+
+    level: Literal["safe", "low", "medium", "high", "critical"] = "safe"
+    reasons: tuple[str, ...] = ()
+    """Names of the rules that matched, worst first."""
+    score: int = 0
+    """Risk, 0 to 100."""
+    verdict: Literal["pass", "repair", "block"] = "pass"
+
+
 class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
     """A whole answer. The payload of every FINAL and of every cache record."""
 
@@ -107,6 +119,8 @@ class Answer(msgspec.Struct, omit_defaults=True, frozen=True):
     tool_calls: str = ""
     """Canonical JSON text of the calls; empty when none."""
     usage: Usage = Usage()
+    validation: Validation | None = None
+    """None when no rules were applied."""
 
 
 # Sorted, because the classes declare required fields first and the wire's key order is the alphabet's.
@@ -329,6 +343,14 @@ def cache_key(namespace: str, fingerprint: bytes, payload: bytes) -> bytes:
     hasher = key_hasher(namespace, fingerprint)
     hasher.update(payload)
     return hasher.digest()
+
+
+def scope(namespace: str, context: Mapping[str, str]) -> str:
+    """What stands for the namespace in a key: a context, which rules look at, makes it another one."""
+    if not context:
+        return namespace
+    packed = _encoder.encode(dict(context))
+    return f"{namespace}\0{hashlib.sha256(packed).hexdigest()[:32]}"
 
 
 def key_hasher(namespace: str, fingerprint: bytes) -> hashlib._Hash:

@@ -33,6 +33,8 @@ FRAME_COUNT: Final = 5
 MAX_HEADER_BYTES: Final = 4096
 MAX_READY_HEADER_BYTES: Final = 256 * 1024
 """READY lists the models of a backend; a worker is trusted more than a client, but not without bound."""
+MAX_CONTEXT_BYTES: Final = 2048
+"""What a client accepts as context, so that the header holds it beside the longest names."""
 MAX_REQUEST_ID_BYTES: Final = 32
 MAX_PAYLOAD_BYTES: Final = 32 * 1024 * 1024
 """Hard cap (ZMQ_MAXMSGSIZE) of one frame; the configuration may only lower it."""
@@ -58,10 +60,16 @@ TYPES: Final = frozenset(bytes([n]) for n in range(1, 13))
 Priority = Literal["interactive", "normal", "batch"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "normal", "batch")
 CachePolicy = Literal["default", "always", "bypass", "refresh", "only"]
+Mode = Literal["", "auto", "ai_only", "template_only", "hybrid"]
 Source = Literal["model", "cache", "coalesced", "stale", "fallback_model", "template"]
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Label = Annotated[str, msgspec.Meta(max_length=128)]
+Context = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=32),
+]
+"""Names and values; together with the rest of a header at most MAX_HEADER_BYTES."""
 
 
 class _Header(msgspec.Struct, omit_defaults=True, frozen=True, gc=False):
@@ -88,6 +96,12 @@ class RequestHeader(_Header, frozen=True):
     namespace: Label = "default"
     session: Label = ""
     """Requests of one session go to the same worker while that is possible (KV prefix reuse)."""
+    mode: Mode = ""
+    """Steps of the ladder this request may be answered from; "" is the route's or the configuration's."""
+    context: Context = {}
+    """Facts for the slots of templates and the rules that look at them; part of the cache key when given."""
+    restarts: bool = False
+    """The caller understands a PARTIAL with `restart`; without it a stream that broke off is ended."""
 
 
 class JobHeader(_Header, frozen=True):
@@ -102,6 +116,7 @@ class JobHeader(_Header, frozen=True):
     """Put a complete answer into the cache under (namespace, model, payload)."""
     namespace: Label = "default"
     session: Label = ""
+    context: Context = {}
     trace: str = ""
     """Hexadecimal request id of the first client, for logs."""
     attempt: int = 1
@@ -140,6 +155,8 @@ class FinalHeader(_Header, frozen=True):
 
     source: Source = "model"
     degraded: bool = False
+    reason: Label = ""
+    """Why the answer is degraded: the code of the error it stands in for."""
     backend: Label = ""
     worker: int = -1
     """Slot of the worker that generated; -1 when none did."""

@@ -217,7 +217,8 @@ class Worker:
                 raise ModelNotFound(f'backend {self._spawn.backend} has no model "{header.model}"')
             job = self._jobs.admit(envelope.request_id, header, now)
             if header.store and self._storer is not None:
-                job.store_key = pl.cache_key(header.namespace, model.meta.fingerprint, envelope.payload)
+                place = pl.scope(header.namespace, header.context)
+                job.store_key = pl.cache_key(place, model.meta.fingerprint, envelope.payload)
                 job.limit_asked = request.options.max_tokens is not None
             if self._defaults is not None:
                 request = served.with_defaults(request, self._defaults)

@@ -25,9 +25,12 @@ from walled.payload import (
     request_from,
 )  # fmt: skip
 from walled.protocol import (
+    MAX_CONTEXT_BYTES,
     MAX_DEADLINE_MS,
     MAX_PAYLOAD_BYTES,
     CachePolicy,
+    Context,
+    Mode,
     Priority,
     RequestHeader,
 )  # fmt: skip
@@ -36,6 +39,7 @@ Messages = str | Sequence[Mapping[str, Any] | Message]
 
 _POLICIES = get_args(CachePolicy)
 _PRIORITIES = get_args(Priority)
+_MODES = get_args(Mode)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Read the shared cache in this process."""
     namespace: str = "default"
     session: str = ""
+    mode: Mode = ""
+    context: dict[str, str] = {}
 
 
 class SettingFields(TypedDict, total=False):
@@ -62,6 +68,10 @@ class SettingFields(TypedDict, total=False):
     """A cache policy; False: no reading in this process (the daemon still uses its cache); True: default."""
     namespace: str
     session: str
+    mode: Mode
+    """auto, ai_only, template_only or hybrid: what may answer; "" is the daemon's."""
+    context: Mapping[str, str]
+    """Facts (item, price, ...) for the slots of templates and for validation rules."""
 
 
 class OptionFields(SettingFields, total=False):
@@ -135,6 +145,10 @@ def new_settings(changes: Mapping[str, Any], base: Settings = Settings()) -> Set
             values["cache"], values["local"] = "default", cache
         elif cache not in _POLICIES:
             raise BadRequest(f"cache: expected one of {', '.join(_POLICIES)}, True or False, got {cache!r}")
+    if values.get("mode", "") not in _MODES:
+        raise BadRequest(f"mode: expected one of {', '.join(_MODES[1:])}, got {values['mode']!r}")
+    if "context" in values:
+        values["context"] = _context(values["context"])
     if values.get("priority", "normal") not in _PRIORITIES:
         raise BadRequest(f"priority: expected one of {', '.join(_PRIORITIES)}, got {values['priority']!r}")
     deadline_s = values.get("deadline_s", 1.0)
@@ -247,6 +261,9 @@ def header(asked: Asked, remaining_s: float, *, stream: bool) -> RequestHeader:
         False,
         settings.namespace,
         settings.session,
+        settings.mode,
+        settings.context,
+        stream,
     )
 
 
@@ -263,6 +280,7 @@ def refresh_header(asked: Asked) -> RequestHeader:
         background=True,
         namespace=settings.namespace,
         session=settings.session,
+        context=settings.context,
     )
 
 
@@ -317,6 +335,16 @@ def _options(given: Mapping[str, Any]) -> Options:
         if value != value:  # NaN passes every range  # noqa: PLR0124
             raise BadRequest(f"options.{name} is {value}; a finite number is needed")
     return options
+
+
+def _context(given: Any) -> dict[str, str]:
+    try:
+        context = msgspec.convert(given, Context)
+    except msgspec.ValidationError as exc:
+        raise BadRequest(f"context: {exc}; up to 32 names with texts of up to 512 characters") from None
+    if len(msgspec.msgpack.encode(context)) > MAX_CONTEXT_BYTES:
+        raise BadRequest(f"context: more than {MAX_CONTEXT_BYTES} bytes; give what rules and templates need")
+    return context
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -111,6 +111,7 @@ class Call:
             answer=answer,
             source=header.source,
             degraded=header.degraded,
+            reason=header.reason,
             backend=header.backend,
             worker=header.worker,
             attempts=header.attempts,

@@ -15,7 +15,7 @@ import msgspec
 from walled.adapters.cache import CacheReader
 from walled.core.policy import Plan, plan, wants_refresh
 from walled.errors import NotCached
-from walled.payload import key_hasher, unpack_answer
+from walled.payload import key_hasher, scope, unpack_answer
 from walled.protocol import Phases
 from walled_client.calls import Asked
 from walled_client.discovery import find
@@ -63,7 +63,10 @@ class LocalCache:
             what = self._plans[case] = plan(settings.cache, asked.deterministic, meta)
         if not what.read:
             return None
-        place = (settings.namespace, meta.fingerprint)
+        namespace = settings.namespace
+        if settings.context:
+            namespace = scope(namespace, settings.context)
+        place = (namespace, meta.fingerprint)
         hasher = self._hashers.get(place)
         if hasher is None:
             hasher = self._hasher(place)
@@ -84,7 +87,7 @@ class LocalCache:
         elapsed_ms = (time.perf_counter() - started_s) * 1000
         age_s = now_s - record.created_s
         reply = Reply(
-            answer, "cache", False, record.backend, -1, 1, age_s if age_s > 0 else 0.0, True,
+            answer, "cache", False, "", record.backend, -1, 1, age_s if age_s > 0 else 0.0, True,
             Phases(total_ms=elapsed_ms), elapsed_ms,
         )  # fmt: skip
         # A model whose policy is "never" would generate and not store.

@@ -36,6 +36,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     """model, cache, coalesced, stale, fallback_model or template."""
     degraded: bool = False
     """True when this is less than what was asked for: stale, from another model, a template."""
+    reason: str = ""
+    """Why it is degraded: the code of the error it stands in for."""
     backend: str = ""
     worker: int = -1
     """Slot of the worker that generated; -1 when none did."""
@@ -91,6 +93,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
             "model": self.model,
             "source": self.source,
             "degraded": self.degraded,
+            "reason": self.reason,
             "finish_reason": self.finish_reason,
             "thinking": self.thinking,
             "tool_calls": self.tool_calls,

@@ -51,8 +51,19 @@ def test_a_sound_life_clears_the_streak() -> None:
 
 
 def test_a_life_shorter_than_its_pause_does_not_clear_the_streak() -> None:
-    history = History((0.0,), streak=4, pause_s=1.6)
+    history = History((0.0, 0.5, 1.0), streak=4, pause_s=1.6)
     assert granted(crash(history, 3.0, ready_for_s=1.5)).history.streak == 5
+
+
+def test_short_lives_that_served_pause_only_shortly_while_half_the_intensity_is_left() -> None:
+    limits = LIMITS._replace(intensity=100)
+    history, now_s = History(), 0.0
+    for _ in range(50):
+        decision = granted(decide(history, Death(-9, 0.05, 0.0), now_s, limits))
+        assert decision.at_s - now_s <= limits.backoff_initial_s + 1e-9
+        history, now_s = decision.history, decision.at_s
+    later = granted(decide(history, Death(-9, 0.05, 0.0), now_s, limits))
+    assert later.at_s - now_s > 1.9 * limits.backoff_initial_s
 
 
 def test_more_restarts_than_the_intensity_give_up() -> None:

@@ -24,11 +24,12 @@ import msgspec
 
 from walled import __version__
 from walled.adapters.backend import BackendInfo, Delta, Done, Emit, Failed, Job, Timings, require
-from walled.adapters.openai_errors import NoChat, Unauthorized, refusal, status_of
+from walled.adapters.openai_errors import NoChat, refusal, status_of
 from walled.adapters.openai_format import Assembly, chat_body, completion_body, embedding_answer
 from walled.config import OpenAIConfig
 from walled.errors import (
     BackendError,
+    BackendUnauthorized,
     BackendUnavailable,
     BadRequest,
     BootError,
@@ -80,7 +81,7 @@ class OpenAIBackend:
         self._thread.start()
         try:
             self._wait(self._prepare())
-        except (BadRequest, ModelNotFound, Unsupported, Unauthorized) as exc:
+        except (BadRequest, ModelNotFound, Unsupported, BackendUnauthorized) as exc:
             self.close()
             raise BootError(f"{self._where}: a one-token request is refused: {exc.message}") from None
         except WalledError as exc:

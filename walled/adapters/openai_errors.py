@@ -15,6 +15,7 @@ import msgspec
 
 from walled.errors import (
     BackendError,
+    BackendUnauthorized,
     BadRequest,
     ContextTooLong,
     ModelNotFound,
@@ -41,10 +42,6 @@ class NoChat(Exception):
     """The model has no chat template, or the server no chat endpoint."""
 
 
-class Unauthorized(BackendError):
-    """The server wants another API key."""
-
-
 def refusal(
     where: str, key_variable: str, status: int, data: bytes, *, path: str = "", retry_after: str = ""
 ) -> WalledError | NoChat:
@@ -67,7 +64,7 @@ def refusal(
             if key_variable
             else "name an environment variable with it in backends.*.api_key_env"
         )
-        return Unauthorized(f"{where}: HTTP {status}, the server wants an API key; {how}")
+        return BackendUnauthorized(f"{where}: HTTP {status}, the server wants an API key; {how}")
     if status == 404:
         if "model" in text:
             return ModelNotFound(f"{where}: the server does not have the model")

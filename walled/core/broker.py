@@ -24,7 +24,7 @@ from walled.core.lanes import Lane
 from walled.core.policy import Plan, plan
 from walled.core.record import ModelMeta
 from walled.core.timers import Deadlines
-from walled.payload import cache_key
+from walled.payload import cache_key, scope
 from walled.protocol import FinalHeader, JobHeader, Phases
 
 RANKS = {name: rank for rank, name in enumerate(protocol.PRIORITIES)}
@@ -98,7 +98,7 @@ class Broker:
         chosen = plan(header.cache, header.deterministic, meta)
         if meta is None or not (chosen.read or chosen.coalesce):
             return None, chosen
-        return cache_key(header.namespace, meta.fingerprint, payload), chosen
+        return cache_key(scope(header.namespace, header.context), meta.fingerprint, payload), chosen
 
     def next_timer_s(self) -> float | None:
         """When a Tick is next due for a deadline; None when nothing waits."""
@@ -349,6 +349,7 @@ class Broker:
                     store=job.store,
                     namespace=header.namespace,
                     session=header.session,
+                    context=header.context,
                     trace=waiters[0].request_id.hex(),
                     attempt=job.attempt,
                 ),

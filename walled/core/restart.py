@@ -5,7 +5,9 @@ May live here: (history, death, now, limits) -> decision. May not: processes, cl
 Two measures, after Erlang's supervisors:
 - the *streak*: deaths in a row without a sound life between them. It sets the pause: none after the first,
   then doubling with jitter. A child that stayed ready for longer than its last pause has a clean sheet, so
-  that a healthy child killed from outside is back at once, each time;
+  that a healthy child killed from outside is back at once, each time. While less than half of the intensity
+  is used up, a child that was ready, however shortly, pauses no longer than the initial pause: it did serve,
+  and the long pauses are for what cannot;
 - the *intensity*: restarts within a period, sound or not. Past it the child is given up.
 """
 
@@ -67,8 +69,12 @@ def decide(history: History, death: Death, now_s: float, limits: Limits) -> Rest
     recent = tuple(at_s for at_s in history.restarts_s if now_s - at_s < limits.period_s)
     if len(recent) >= limits.intensity:
         return GiveUp(f"restarted {len(recent)} times within {limits.period_s:g} s")
-    sound = death.ready_for_s > max(history.pause_s, limits.backoff_initial_s)
-    streak = 1 if sound else history.streak + 1
+    if death.ready_for_s > max(history.pause_s, limits.backoff_initial_s):
+        streak = 1
+    elif death.ready_for_s > 0 and len(recent) < limits.intensity // 2:
+        streak = min(history.streak + 1, 2)
+    else:
+        streak = history.streak + 1
     pause_s = _pause_s(streak, death.jitter, limits)
     at_s = now_s + pause_s
     return Restart(at_s, History((*recent, at_s), streak, pause_s))
