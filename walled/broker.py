@@ -41,12 +41,19 @@ BURST = 32
 """Messages that wait at most for others to be sent with them: a millisecond of decisions."""
 CLIENT_HWM = 1000
 LAST_WORDS_S = 0.2
-OUTBOX_MAX_BYTES = 8 * 1024 * 1024
-"""Unread answers kept for one client; past this it is treated as gone and its requests are cancelled."""
 
 _PREAMBLE = protocol.PREAMBLE
 _encode = protocol.encode_header
 _EMPTY_MAP = b"\x80"
+_ENDINGS = (protocol.FINAL, protocol.ERROR, protocol.BUSY)
+
+
+def _unread(request_id: bytes) -> list[bytes]:
+    """The ending of a request whose answer was dropped because its caller did not read."""
+    error = errors.Overloaded(
+        "answers waited unread, more than broker.client_backlog_bytes; read faster or ask less at once"
+    )
+    return protocol.frames(protocol.ERROR, request_id, protocol.error_header(error))
 
 
 def main(spawn: link.Spawn, supervisor: Link) -> int:
@@ -71,6 +78,8 @@ class BrokerProcess:
         self._todo: list[ev.Effect] = []
         self._outboxes: dict[bytes, deque[list[bytes]]] = {}
         self._outbox_bytes: Counter[bytes] = Counter()
+        self._cut: set[bytes] = set()
+        """Clients whose backlog was cut while the present effects are sent."""
         self._tree: dict[str, Any] = {}
         self._started_s = time.monotonic()
         self._leave_at_s = math.inf
@@ -262,26 +271,60 @@ class BrokerProcess:
             frames = [_PREAMBLE, kind, request_id, header, payload]
             if type(effect) is ev.ToClient:
                 if not self._send_client(peer, frames, now):
-                    lost.append(ev.ClientGone(peer))
+                    lost.append(ev.ClientGone(peer, reason="slow" if peer in self._cut else "disconnected"))
             elif self._back.send_to(peer, frames) is not SendResult.SENT:
                 # A worker holds at most its slots, so a full queue means that it does not read at all.
                 lost.append(ev.WorkerGone(peer, reason="unreachable"))
+        self._cut.clear()
         return lost
 
     def _send_client(self, client: bytes, frames: list[bytes], now: float) -> bool:
-        """Send, or keep for later; False when the client is gone or keeps us waiting with too much."""
+        """Send, or keep for later; False when the client is gone or was just cut for keeping us waiting."""
         if client not in self._outboxes:
             result = self._front.send_to(client, frames)
             if result is not SendResult.FULL:
                 return result is SendResult.SENT
             self._outboxes[client] = deque()
+        elif client in self._cut:
+            # Decided before the core learned of the cut: without its beginning an answer is none.
+            if frames[1] in _ENDINGS:
+                self._keep(client, _unread(frames[2]))
+            return True
+        self._keep(client, frames)
+        limits = self._config.broker
+        if self._outbox_bytes[client] > limits.client_backlog_bytes:
+            self._cut_backlog(client)
+            return False
+        if self._outbox_bytes.total() > limits.backlog_bytes:
+            worst = max(self._outbox_bytes, key=self._outbox_bytes.__getitem__)
+            self._cut_backlog(worst)
+            if worst == client:
+                return False
+            self._todo += self._core.handle(ev.ClientGone(worst, reason="slow"), now)
+        return True
+
+    def _keep(self, client: bytes, frames: list[bytes]) -> None:
         self._outboxes[client].append(frames)
         self._outbox_bytes[client] += sum(map(len, frames))
-        if self._outbox_bytes[client] <= OUTBOX_MAX_BYTES:
-            return True
+
+    def _cut_backlog(self, client: bytes) -> None:
+        """Replace what a client has not read by one short error for each of its requests.
+
+        Its generations are cancelled by the ClientGone that follows. When it reads again, it learns what
+        became of each; when even these errors are too many, it is told nothing more.
+        """
         self._counters["slow_clients"] += 1
+        ended = [frames[2] for frames in self._outboxes[client] if frames[1] in _ENDINGS]
+        open_ones = self._core.clients.get(client, ())
         self._drop_outbox(client)
-        return False
+        self._cut.add(client)
+        self._outboxes[client] = deque()
+        for request_id in dict.fromkeys((*ended, *open_ones)):
+            self._keep(client, _unread(request_id))
+        if self._outbox_bytes[client] > self._config.broker.client_backlog_bytes // 2:
+            self._counters["slow_clients_forgotten"] += 1
+            self._outboxes[client].clear()
+            self._outbox_bytes.pop(client)
 
     def _flush_outboxes(self, now: float) -> None:
         for client, outbox in list(self._outboxes.items()):

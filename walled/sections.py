@@ -46,6 +46,11 @@ class BrokerConfig(_Section, frozen=True, kw_only=True):
     queue_max_requests: Positive = 2000
     queue_max_bytes: Positive = 64 * 1024 * 1024
     max_payload_bytes: Annotated[int, msgspec.Meta(ge=1024, le=32 * 1024 * 1024)] = 8 * 1024 * 1024
+    client_backlog_bytes: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 1024 * 1024
+    """Unread answers kept for one client beyond its socket; past this they are dropped, its running requests
+    are cancelled, and it reads an error for each."""
+    backlog_bytes: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 32 * 1024 * 1024
+    """The same for all clients together; past this the one with the most loses its own."""
     max_deadline_s: Seconds = 3600.0
     """Longer deadlines are shortened to this."""
     age_step_s: Seconds = 5.0

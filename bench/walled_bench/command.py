@@ -1,4 +1,4 @@
-"""The commands: `bench core`, `bench kills`.
+"""The commands: `bench core`, `bench kills`, `bench overload`.
 
 May live here: arguments, what runs in which order, exit statuses. May not: measuring.
 """
@@ -97,6 +97,27 @@ def kills(count: int, seed: int, strict: bool, output: Path) -> None:
     click.echo(f"endings    {endings}")
     for problem in outcome.ledger.problems:
         click.echo(f"problem    {problem}", err=True)
+    _finish(figures, began_s, output, strict)
+
+
+@bench.command(
+    short_help="Half to four times the capacity; writes build/figures/overload.json.",
+    epilog="\b\nExample:\n  walled-ctl bench overload --quick",
+)
+@click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how well.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/overload.json"),
+    show_default=True, help="Where the figures go as JSON.",
+)  # fmt: skip
+def overload(quick: bool, strict: bool, output: Path) -> None:
+    """Overload: goodput, refusals and memory, beside the same load without walled."""
+    from walled_bench import overload as loads
+
+    _head()
+    began_s = time.monotonic()
+    figures = loads.measure(quick)
+    show(figures, click.echo)
     _finish(figures, began_s, output, strict)
 
 

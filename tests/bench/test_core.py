@@ -35,6 +35,18 @@ def test_every_part_measures_something(part: str, tmp_path: Path) -> None:
     assert "load" in result.output
 
 
+@pytest.mark.process
+def test_overload_measures_both_sides(tmp_path: Path) -> None:
+    output = tmp_path / "overload.json"
+    result = CliRunner().invoke(bench, ["overload", "--quick", "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in json.loads(output.read_text())}
+    assert all(each["value"] is not None for each in figures.values())
+    assert figures["goodput at 4 x / peak, walled"]["goal"]
+    assert figures["goodput at 4 x / peak, straight to the backend"]["value"] > 0
+    assert figures["refusal at 4 x, p99"]["n"] > 0
+
+
 def test_an_unknown_part_is_refused_before_anything_runs(tmp_path: Path) -> None:
     output = tmp_path / "core.json"
     result = CliRunner().invoke(bench, ["core", "--only", "nonsense", "--output", str(output)])
