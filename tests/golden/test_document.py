@@ -128,7 +128,14 @@ def test_reasons() -> None:
     stated = {row["reason counted"].strip("`") for row in table(section("Messages"))} - {"–"}
     sources = [(ROOT / "walled" / name).read_text("utf-8") for name in ("protocol.py", "broker.py")]
     given = {reason for text in sources for reason in re.findall(r'reason="(\w+)"', text)}
-    given -= {"left", "unreachable", "map", "map_size"}  # of a peer that left; of maps of our own processes
+    given -= {
+        "left",
+        "slow",
+        "disconnected",
+        "unreachable",
+        "map",
+        "map_size",
+    }  # of a peer that left; of maps of our own processes
     assert stated == given | {"version"}
 
 
