@@ -291,6 +291,8 @@ class Endpoints(msgspec.Struct, frozen=True):
     """PULL of the monitor: counters from broker and workers."""
     metrics: str
     """PUB of the monitor."""
+    monitor: str
+    """ROUTER of the monitor: questions about metrics and history."""
 
 
 def endpoints(directory: Path) -> Endpoints:

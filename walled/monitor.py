@@ -1,29 +1,48 @@
 """The monitor process: takes deltas, counts them, publishes the picture. Nothing else depends on it.
 
 May live here: its loop over the PULL and XPUB sockets and the link. May not: the arithmetic
-(core/counters.py), the reading of /proc (adapters/probe.py), anything a request waits for.
+(core/counters.py, core/registry.py), the reading of /proc (adapters/probe.py, adapters/system.py), anything
+a request waits for.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import walled
 from walled import config as configuration
 from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
 from walled.adapters.probe import FamilyProbe, plain
+from walled.adapters.system import SystemProbe
 from walled.config import Config
-from walled.core.counters import Publications, Registry
-from walled.errors import ProtocolError
+from walled.core import counters, readings
+from walled.core.counters import Publications
+from walled.core.history import History
+from walled.core.registry import Registry
+from walled.errors import BadRequest, ProtocolError, WalledError
+
+log = logging.getLogger(__name__)
 
 COUNTERS_TOPIC = b"metric.counters"
 PROCESSES_TOPIC = b"metric.processes"
 BEAT_S = 0.4
-PROCESSES_INTERVAL_S = 5.0
-"""USS costs a walk through a process's page table; not more often than this."""
+SAMPLE_S = 1.0
+SAMPLE_SHARE = 0.02
+"""USS costs a walk through a process's page table: samples may take this share of a core."""
+SAVE_S = 60.0
+STATE_FILE = "monitor.state"
+MAX_STATE_BYTES = 64 * 1024 * 1024
+
+Verb = Callable[[dict[str, Any], float], dict[str, Any]]
+"""(the question's map, wall-clock time) -> the reply's map. Raises WalledError to refuse."""
 
 
 def main(spawn: wire.Spawn, link: process.Link) -> int:
@@ -41,36 +60,61 @@ class Monitor:
     def __init__(self, spawn: wire.Spawn, link: process.Link) -> None:
         self._config = configuration.from_plain(spawn.config)
         self._link = link
-        self._registry = Registry()
+        self._counters = counters.Registry()
+        """What was sent, under the senders' names: topic metric.counters."""
+        self._registry = Registry(time.monotonic())
+        self._registry.set("walled_build_info", 1, walled.__version__)
+        self._history = History()
         self._publications = Publications(os.urandom(8).hex())
         self._family = FamilyProbe(spawn.supervisor_pid)
-        addresses = configuration.endpoints(Path(configuration.run_dir(self._config)))
+        self._system = SystemProbe()
+        self._cpu_s: dict[str, tuple[float, float]] = {}
+        self._published: dict[str, dict[str, Any]] = {}
+        directory = Path(configuration.run_dir(self._config))
+        self._state_path = directory / STATE_FILE
+        self._restore()
+        addresses = configuration.endpoints(directory)
         self._hub = sockets.Hub()
         self._deltas = self._hub.pull(addresses.delta)
         self._metrics = self._hub.publisher(addresses.metrics)
-        self._poller = sockets.Poller([self._deltas, self._metrics], [link.fileno()])
+        self._questions = self._hub.router(addresses.monitor, hwm=100, max_bytes=64 * 1024)
+        self.verbs: dict[str, Verb] = {
+            "metrics.list": self._metrics_list,
+            "history": self._history_of,
+            "dashboard": lambda _, now_s: readings.dashboard(self._registry),
+        }
+        self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], [link.fileno()])
         self._stopping = False
 
     def run(self) -> int:
         """Returns the exit status."""
         now_s = time.monotonic()
-        beat_due_s = counters_due_s = processes_due_s = now_s
+        beat_due_s = counters_due_s = processes_due_s = sample_due_s = now_s
+        save_due_s = now_s + SAVE_S
         while not self._stopping:
             now_s = time.monotonic()
             if now_s >= beat_due_s:
                 self._link.send(wire.Status("ready"))
                 beat_due_s = now_s + BEAT_S
             if now_s >= counters_due_s:
-                self._publish(COUNTERS_TOPIC, self._registry.picture())
+                self._publish(COUNTERS_TOPIC, self._counters.picture())
                 counters_due_s = now_s + self._config.monitor.publish_interval_s
             if now_s >= processes_due_s:
-                self._publish(PROCESSES_TOPIC, plain(self._family.sample()))
-                processes_due_s = now_s + max(PROCESSES_INTERVAL_S, self._config.monitor.publish_interval_s)
-            due_s = min(beat_due_s, counters_due_s, processes_due_s)
+                processes_due_s = now_s + max(SAMPLE_S, self._sample_processes(now_s) / SAMPLE_SHARE)
+            if now_s >= sample_due_s:
+                self._registry.set("walled_sample_lag_seconds", now_s - sample_due_s)
+                self._sample(now_s)
+                sample_due_s = max(now_s, sample_due_s + SAMPLE_S)
+            if now_s >= save_due_s:
+                self._save()
+                save_due_s = now_s + SAVE_S
+            due_s = min(beat_due_s, counters_due_s, processes_due_s, sample_due_s)
             self._poller.wait(max(0.0, due_s - now_s))
             self._take_orders()
             self._take_deltas()
             self._greet_subscribers()
+            self._take_questions()
+        self._save()
         self._link.send(wire.Status("stopping"))
         return 0
 
@@ -94,9 +138,22 @@ class Monitor:
         # Bounded, so that a flood of deltas cannot keep the loop from its beat.
         for parts in self._deltas.receive(limit=1000):
             try:
-                self._registry.apply(protocol.unpack_map(parts[0]))
+                delta = protocol.unpack_map(parts[0])
             except ProtocolError:
-                self._registry.refused += 1
+                self._counters.refused += 1
+                self._registry.increase("walled_metrics_refused_total", 1)
+                continue
+            source, own, gauges = delta.get("from"), delta.get("counters"), delta.get("gauges")
+            if source == "client":
+                # Anybody may send these: nothing but the application's own families.
+                delta = {"app": delta.get("app", [])}
+            else:
+                self._counters.apply(delta)
+            if isinstance(source, str) and source != "client":
+                readings.counters(self._registry, source, own if isinstance(own, dict) else {})
+                if source == "broker" and isinstance(gauges, dict):
+                    readings.gauges(self._registry, gauges)
+            self._registry.apply(delta)
 
     def _greet_subscribers(self) -> None:
         for parts in self._metrics.receive():
@@ -106,4 +163,121 @@ class Monitor:
 
     def _publish(self, topic: bytes, body: dict[str, object]) -> None:
         message = self._publications.next(topic, body, time.time())
-        self._metrics.send([topic, protocol.pack_map(message)])
+        if not self._metrics.send([topic, protocol.pack_map(message)]):
+            self._registry.increase("walled_pub_drops_total", 1)
+
+    # --- sampling ------------------------------------------------------------------------------------
+
+    def _sample_processes(self, now_s: float) -> float:
+        """Sample and publish; returns what it took, in seconds."""
+        samples = self._family.sample()
+        registry = self._registry
+        for one in samples:
+            readings.process(
+                registry,
+                one.name,
+                uss_bytes=one.uss_bytes,
+                rss_bytes=one.rss_bytes,
+                cpu_s=one.cpu_s,
+                threads=one.threads,
+            )
+            labels = readings.post(one.name)
+            before_s, then_s = self._cpu_s.get(one.name, (one.cpu_s, now_s))
+            if now_s > then_s and one.cpu_s >= before_s:
+                registry.set("walled_process_cpu_ratio", (one.cpu_s - before_s) / (now_s - then_s), *labels)
+            open_and_limit = self._system.descriptors(one.pid)
+            if open_and_limit is not None:
+                registry.set("walled_process_open_fds", open_and_limit[0], *labels)
+                registry.set("walled_process_max_fds", open_and_limit[1], *labels)
+        names = {one.name for one in samples}
+        for name in names - self._cpu_s.keys():
+            self._publish(b"event.process_born", {"process": name})
+        for name in self._cpu_s.keys() - names:
+            self._publish(b"event.process_gone", {"process": name})
+            role, slot = readings.post(name)
+            if role == "worker":
+                registry.forget("worker", [slot])
+        self._cpu_s = {one.name: (one.cpu_s, now_s) for one in samples}
+        self._publish(PROCESSES_TOPIC, plain(samples))
+        took_s = time.monotonic() - now_s
+        registry.set("walled_sample_duration_seconds", took_s)
+        return took_s
+
+    def _sample(self, now_s: float) -> None:
+        """The machine, then everything into the history and to the subscribers."""
+        registry = self._registry
+        registry.advance(now_s)
+        cpu, memory = self._system.cpu_ratio(), self._system.memory()
+        if cpu is not None:
+            registry.set("walled_system_cpu_ratio", cpu)
+        if memory is not None:
+            registry.set("walled_system_memory_total_bytes", memory[0])
+            registry.set("walled_system_memory_used_ratio", memory[1])
+        for resource, share in self._system.pressure().items():
+            registry.set("walled_system_pressure_ratio", share, resource)
+        readings.remember(registry, self._history, time.time())
+        for family in registry.families():
+            message = readings.family(registry, family.name)
+            if self._published.get(family.name, {"name": family.name, "series": []}) != message:
+                self._published[family.name] = message
+                self._publish(f"metric.{family.name}".encode(), message)
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    def _take_questions(self) -> None:
+        for parts in self._questions.receive(limit=50):
+            request_id = (
+                parts[3] if len(parts) > 3 and len(parts[3]) <= protocol.MAX_REQUEST_ID_BYTES else b""
+            )
+            try:
+                message = protocol.parse(parts[1:])
+                if message.type != protocol.CONTROL:
+                    raise ProtocolError("the monitor's socket takes CONTROL only", reason="type")
+                question = protocol.unpack_map(message.payload, 64 * 1024)
+                verb = self.verbs.get(str(question.get("op")))
+                if verb is None:
+                    raise BadRequest(f"unknown verb; the monitor has {', '.join(sorted(self.verbs))}")
+                reply = verb(question, time.time())
+            except WalledError as exc:
+                error = {"code": exc.code, "message": exc.message, "retryable": exc.retryable}
+                reply = {"schema": "walled.error/1", "ok": False, "error": error}
+            frames = protocol.frames(protocol.CONTROL, request_id, None, protocol.pack_map(reply))
+            self._questions.send_to(parts[0], frames)
+
+    def _metrics_list(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
+        rows = [
+            {"name": f.name, "type": f.kind, "help": f.help, "labels": list(f.labels)}
+            for f in self._registry.families()
+        ]
+        return {"schema": "walled.metrics/1", "ok": True, "metrics": rows, "series": self._history.names()}
+
+    def _history_of(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
+        """{"op": "history", "metric": a series or a family, "since_s": seconds back}."""
+        metric, since_s = question.get("metric"), question.get("since_s", 600)
+        if not isinstance(metric, str) or isinstance(since_s, bool) or not isinstance(since_s, int | float):
+            raise BadRequest("history needs metric, a string, and since_s, seconds back from now")
+        names = [n for n in self._history.names() if n == metric or n.partition("{")[0] == metric][:20]
+        if not names:
+            raise BadRequest(f"no history of {metric[:200]!r}; metrics.list names all series")
+        series = {name: [list(p) for p in self._history.window(name, now_s - since_s)] for name in names}
+        return {"schema": "walled.history/1", "ok": True, "metric": metric, "series": series}
+
+    # --- surviving a restart ---------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        try:
+            data = zlib.decompressobj().decompress(self._state_path.read_bytes(), MAX_STATE_BYTES)
+            self._history.take(protocol.unpack_map(data, MAX_STATE_BYTES).get("history", {}))
+        except FileNotFoundError:
+            return
+        except (OSError, zlib.error, ProtocolError, ValueError, AttributeError) as exc:
+            log.warning("%s: the history is not readable and begins anew: %s", self._state_path, exc)
+
+    def _save(self) -> None:
+        data = zlib.compress(protocol.pack_map({"history": self._history.plain()}), 1)
+        fresh = self._state_path.with_suffix(".new")
+        try:
+            fresh.write_bytes(data)
+            fresh.replace(self._state_path)
+        except OSError as exc:
+            log.warning("%s: the history cannot be kept: %s", self._state_path, exc)
