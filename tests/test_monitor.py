@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from walled_client.subscriber import Subscriber
 
 from walled import config as configuration
 from walled import protocol
@@ -152,3 +153,79 @@ def test_sigterm_means_nothing_to_it(monitor: Fixture) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(monitor.child.pid, number)
     assert [monitor.status().phase for _ in range(3)] == ["ready"] * 3
+
+
+def ask(monitor: Fixture, **question: Any) -> dict[str, Any]:
+    """One question to the monitor's socket."""
+    port = monitor.hub.dealer(monitor.ends.monitor)
+    port.connect()
+    poller, until_s = Poller([port]), time.monotonic() + DEADLINE_S
+    frames = protocol.frames(protocol.CONTROL, b"r", None, protocol.pack_map(question))
+    idle = Poller([], [monitor.child.sentinel])
+    while not port.send(frames):
+        assert time.monotonic() < until_s
+        idle.wait(0.02)
+    while time.monotonic() < until_s:
+        poller.wait(until_s - time.monotonic())
+        for parts in port.receive():
+            return protocol.unpack_map(protocol.parse(parts).payload)
+    raise AssertionError("no reply")
+
+
+def test_families_are_published_and_questions_answered(monitor: Fixture) -> None:
+    observed = {"observations": [["walled_request_queue_seconds", ["m"], [0.5, 4.0]]]}
+    port = monitor.subscribe(b"metric.walled_request_queue_seconds")
+    monitor.tell(protocol.pack_map({"from": "broker", **observed}))
+    (row,) = published(port, lambda m: m["series"])["series"]
+    assert (row["labels"], row["value"], row["sum"]) == ({"model": "m"}, 2.0, 4.5)
+    assert ask(monitor, op="metrics.list")["ok"]
+    reply = ask(monitor, op="history", metric="walled_process_uss_bytes", since_s=60)
+    assert any(points for points in reply["series"].values()), reply
+    assert "walled_system_memory_used_ratio" in ask(monitor, op="dashboard")["metrics"]
+    assert ask(monitor, op="history", metric="nothing")["error"]["code"] == "bad_request"
+    assert "metrics.list" in ask(monitor, op="nonsense")["error"]["message"]
+
+
+def test_a_client_can_only_tell_of_its_own_metrics(monitor: Fixture) -> None:
+    port = monitor.subscribe(b"metric.walled_app_carts")
+    told = {"series": [["walled_queue_bytes", [], 7]], "app": [["carts", {"shop": "a"}, 3, "gauge"]]}
+    monitor.tell(protocol.pack_map({"from": "client", **told}))
+    assert published(port)["series"] == [{"labels": {"shop": "a"}, "value": 3.0}]
+    assert ask(monitor, op="dashboard")["metrics"]["walled_queue_bytes"] == []
+
+
+def test_history_survives_a_restart_and_a_broken_state_begins_anew(tmp_path: Path, monitor: Fixture) -> None:
+    published(monitor.subscribe(b"metric.walled_system_memory_total_bytes"))
+    monitor.child.link.send(Order("stop"))
+    monitor.child.wait()
+    assert (tmp_path / "monitor.state").stat().st_size > 100
+    again = Fixture(tmp_path)
+    try:
+        series = ask(again, op="metrics.list")["series"]
+        assert "walled_system_memory_total_bytes" in series
+    finally:
+        again.close()
+    (tmp_path / "monitor.state").write_bytes(b"rubbish")
+    third = Fixture(tmp_path)
+    try:
+        assert third.status().phase == "ready"
+    finally:
+        third.close()
+
+
+def test_a_subscriber_gets_the_last_value_and_learns_of_a_new_epoch(tmp_path: Path, monitor: Fixture) -> None:
+    with Subscriber(tmp_path, topics=["metric.counters"]) as subscriber:
+        first = subscriber.next(DEADLINE_S)
+        assert first is not None
+        assert first.topic == "metric.counters"
+        monitor.child.kill()
+        monitor.child.wait()
+        again = Fixture(tmp_path)
+        try:
+            topics = set()
+            while "event.epoch" not in topics:
+                message = subscriber.next(DEADLINE_S)
+                assert message is not None
+                topics.add(message.topic)
+        finally:
+            again.close()
