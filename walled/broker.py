@@ -26,7 +26,7 @@ from walled.adapters.cache import CacheReader
 from walled.adapters.process import Link
 from walled.adapters.sockets import Hub, Poller, SendResult
 from walled.core import events as ev
-from walled.core import view
+from walled.core import measured, view
 from walled.core.broker import Broker
 from walled.core.policy import freshness
 from walled.protocol import FinalHeader
@@ -459,6 +459,21 @@ class BrokerProcess:
             name: value - self._told[name] for name, value in total.items() if value != self._told[name]
         }
         gauges = {"queue_depth": core.dispatcher.queued, "queue_bytes": core.dispatcher.queued_bytes}
-        delta = protocol.pack_map({"from": "broker", "counters": changes, "gauges": gauges})
+        lanes = core.dispatcher.lanes
+        aliases = core.dispatcher.aliases
+
+        def label(model: str) -> str:
+            model = aliases.get(model, model)
+            return model if model in lanes or model in core.dispatcher.metas else measured.UNKNOWN
+
+        parts = measured.summed(core.measurements, label, core.unmeasured)
+        in_flight = sum(len(worker.jobs) for worker in core.dispatcher.fleet.workers.values())
+        parts["series"].append(["walled_requests_in_flight", [], in_flight])
+        now = time.monotonic()
+        for worker in core.dispatcher.fleet.workers.values():
+            slot = str(worker.slot)
+            parts["series"].append(["walled_worker_heartbeat_age_seconds", [slot], now - worker.heard_s])
+        delta = protocol.pack_map({"from": "broker", "counters": changes, "gauges": gauges, **parts})
         if self._deltas.send([delta]):
             self._told = total
+            core.measurements, core.unmeasured = [], 0

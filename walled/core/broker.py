@@ -17,6 +17,7 @@ from typing import Any
 from walled import errors, protocol
 from walled.config import Config
 from walled.core import events as ev
+from walled.core import measured
 from walled.core.dispatch import Dispatcher
 from walled.core.fleet import Worker
 from walled.core.flights import MAX_REPLAY_BYTES, Job, Waiter
@@ -56,6 +57,9 @@ class Broker:
         self.history: deque[tuple[Any, ...]] = deque(maxlen=HISTORY)
         self._expected = set(config.enabled_backends())
         self._next_job = 0
+        self.measurements: list[tuple[Any, ...]] = []
+        """Endings since the shell took them last: core/measured.py."""
+        self.unmeasured = 0
         self._effects: list[ev.Effect] = []
         self._last_tick_s: float | None = None
         self._worker_beat_s = 0.0
@@ -293,6 +297,12 @@ class Broker:
         """The one place where a request ends."""
         self._forget(waiter)
         self.counters[f"ended.{outcome}"] += 1
+        if len(self.measurements) < measured.MAX_KEPT:
+            now = self.history[-1][0]
+            asked = waiter.header.model
+            self.measurements.append((asked, kind, outcome, header, waiter.arrived_s, now))
+        else:
+            self.unmeasured += 1
         self._effects.append(ev.ToClient(waiter.client, kind, waiter.request_id, header, payload))
 
     def _forget(self, waiter: Waiter) -> None:
