@@ -21,13 +21,14 @@ from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
 from walled.adapters.probe import FamilyProbe, plain
+from walled.adapters.scrape import ScrapeServer
 from walled.adapters.system import SystemProbe
 from walled.config import Config
-from walled.core import counters, readings
+from walled.core import counters, exposition, readings
 from walled.core.counters import Publications
 from walled.core.history import History
 from walled.core.registry import Registry
-from walled.errors import BadRequest, ProtocolError, WalledError
+from walled.errors import BadRequest, BootError, ProtocolError, WalledError
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class Monitor:
             "dashboard": lambda _, now_s: readings.dashboard(self._registry),
         }
         self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], [link.fileno()])
+        port, variable = self._config.monitor.prometheus_port, self._config.monitor.prometheus_token_env
+        token = os.environ.get(variable, "") if variable else ""
+        if port and variable and not token:
+            raise BootError(f"monitor.prometheus_token_env: {variable} is not set in the environment")
+        self._scrape = ScrapeServer(port, token) if port else None
         self._stopping = False
 
     def run(self) -> int:
@@ -119,6 +125,8 @@ class Monitor:
         return 0
 
     def close(self) -> None:
+        if self._scrape is not None:
+            self._scrape.close()
         self._hub.close()
 
     def _take_orders(self) -> None:
@@ -215,6 +223,8 @@ class Monitor:
             registry.set("walled_system_memory_used_ratio", memory[1])
         for resource, share in self._system.pressure().items():
             registry.set("walled_system_pressure_ratio", share, resource)
+        if self._scrape is not None:
+            self._scrape.offer(exposition.text(registry))
         readings.remember(registry, self._history, time.time())
         for family in registry.families():
             message = readings.family(registry, family.name)

@@ -100,6 +100,10 @@ class CacheConfig(_Section, frozen=True, kw_only=True):
 
 class MonitorConfig(_Section, frozen=True, kw_only=True):
     publish_interval_s: Seconds = 1.0
+    prometheus_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    """Loopback port of the Prometheus endpoint; 0: none. Takes effect at the next start."""
+    prometheus_token_env: str = ""
+    """Environment variable that holds the bearer token scrapers must show; empty: none is wanted."""
 
 
 class LadderConfig(_Section, frozen=True, kw_only=True):
