@@ -347,6 +347,7 @@ def test_the_example_lists_every_key_and_no_other() -> None:
         (cfg.SupervisorConfig, [data["supervisor"]]),
         (cfg.CacheConfig, [data["cache"]]),
         (cfg.MonitorConfig, [data["monitor"]]),
+        (cfg.MemoryConfig, [data["memory"]]),
         (cfg.EmbeddedConfig, [data["backends"]["embedded"]]),
         (cfg.OllamaConfig, [data["backends"]["ollama"]]),
         (cfg.OpenAIConfig, [data["backends"]["gpu-box"]]),

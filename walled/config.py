@@ -23,6 +23,7 @@ from walled.sections import (
     DaemonConfig,
     EmbeddedConfig,
     LadderConfig,
+    MemoryConfig,
     ModelConfig,
     MonitorConfig,
     OllamaConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "EmbeddedConfig",
     "Endpoints",
     "LadderConfig",
+    "MemoryConfig",
     "ModelConfig",
     "MonitorConfig",
     "OllamaConfig",
@@ -121,6 +123,11 @@ def with_backend(config: Config, name: str) -> Config:
 def _impossible(config: Config) -> list[str]:
     """Combinations that can never work, one line each."""
     problems = []
+    if config.memory.system_critical_percent < config.memory.system_percent:
+        problems.append(
+            f"memory.system_critical_percent: {config.memory.system_critical_percent:g} is below "
+            f"memory.system_percent ({config.memory.system_percent:g})"
+        )
     known = known_backends(config)
     names = (config.backend,) if isinstance(config.backend, str) else config.backend
     if not names:

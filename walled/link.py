@@ -60,13 +60,16 @@ class Status(msgspec.Struct, tag="status", omit_defaults=True, frozen=True):
 
 
 class Ask(msgspec.Struct, tag="ask", omit_defaults=True, frozen=True):
-    """Broker -> supervisor: an operator's wish that only the supervisor can fulfil.
+    """Child -> supervisor: a wish that only the supervisor can fulfil.
 
-    `worker_drained` is the broker telling that a worker it was asked to drain has no job left.
+    From the broker, an operator's; `worker.drained` tells that a worker it was to drain has no job left.
+    From a worker only `worker.recycle`: to be replaced by a new process, because of its memory.
     """
 
-    op: Literal["worker.restart", "worker.drained", "reload", "stop"]
+    op: Literal["worker.restart", "worker.drained", "worker.recycle", "reload", "stop"]
     worker: int = -1
+    why: str = ""
+    """worker.recycle: for people."""
 
 
 Message = Spawn | Order | Status | Ask

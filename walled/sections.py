@@ -106,6 +106,29 @@ class MonitorConfig(_Section, frozen=True, kw_only=True):
     """Environment variable that holds the bearer token scrapers must show; empty: none is wanted."""
 
 
+class MemoryConfig(_Section, frozen=True, kw_only=True):
+    """What is done before memory runs out (docs/operations.md)."""
+
+    enabled: bool = True
+    worker_budget_bytes: NonNegative = 0
+    """Memory one worker may have for itself (USS); before it is used up the worker is replaced. 0: an equal
+    part, for each worker, of `system_percent` of the machine's memory."""
+    broker_budget_bytes: NonNegative = 1024 * 1024 * 1024
+    """The same for the broker, which is not replaced; 0: none."""
+    system_percent: Annotated[float, msgspec.Meta(ge=1, le=100)] = 75.0
+    """With this share of the machine's memory in use all processes give back what they can do without."""
+    system_critical_percent: Annotated[float, msgspec.Meta(ge=1, le=100)] = 90.0
+    """With this share in use workers also run fewer requests at once and unload idle models."""
+    psi_some_avg10: Annotated[float, msgspec.Meta(ge=0, le=100)] = 10.0
+    """The same as `system_percent`, when somebody waited for memory in this percentage of the last 10 s
+    (/proc/pressure/memory); 0: not looked at."""
+    gc_every_requests: NonNegative = 1000
+    """A worker looks for reference cycles after this many requests, when it is idle; 0: Python decides."""
+    check_interval_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
+    settle_s: SecondsOrZero = 5.0
+    """Pause after a remedy that takes something from somebody, to see whether it helped."""
+
+
 class LadderConfig(_Section, frozen=True, kw_only=True):
     """What a request may get instead of its model's answer, and when (docs/reliability.md)."""
 
@@ -265,6 +288,7 @@ class Config(_Section, frozen=True, kw_only=True):
     supervisor: SupervisorConfig = SupervisorConfig()
     cache: CacheConfig = CacheConfig()
     monitor: MonitorConfig = MonitorConfig()
+    memory: MemoryConfig = MemoryConfig()
     ladder: LadderConfig = LadderConfig()
     templates: TemplatesConfig = TemplatesConfig()
     routes: dict[EntryName, RouteConfig] = {}

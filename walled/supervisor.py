@@ -204,7 +204,9 @@ class Supervisor:
 
     def _asked(self, ident: int, ask: wire.Ask) -> None:
         spec = self._core.spec_of(ident)
-        if spec is None or spec.role != "broker":
+        if spec is not None and spec.role == "worker" and ask.op == "worker.recycle":
+            self._handle(posts.RecycleAsked(ident, ask.why))
+        elif spec is None or spec.role != "broker" or ask.op == "worker.recycle":
             self._handle(posts.Garbled(ident))
         elif ask.op == "worker.restart":
             self._handle(posts.RestartAsked(ask.worker))

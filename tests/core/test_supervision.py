@@ -191,11 +191,13 @@ def wear_out(world: World, role: Role, slot: int = 0) -> list[posts.Effect]:
     return effects
 
 
-def test_a_worn_out_monitor_is_done_without() -> None:
+def test_a_worn_out_monitor_is_done_without_and_tried_again_slowly() -> None:
     world = World().up()
     effects = wear_out(world, "monitor")
     assert not found(effects, posts.Start)
     assert not orders(effects, "stop")
+    assert not found(world.run(59.0), posts.Start)
+    assert found(world.run(2.0), posts.Start)
 
 
 def test_a_worn_out_broker_ends_the_daemon() -> None:
@@ -208,13 +210,60 @@ def test_a_worn_out_broker_ends_the_daemon() -> None:
     assert "broker" in over[0].reason
 
 
-def test_the_last_worker_ends_the_daemon_and_not_before() -> None:
-    world = World(2).up()
-    assert not orders(wear_out(world, "worker", 0), "stop")
-    assert orders(wear_out(world, "worker", 1), "stop")
+def wear_out_unready(world: World, slot: int) -> list[posts.Effect]:
+    """A worker that dies at each start until it is given up; the log line says so."""
+    effects: list[posts.Effect] = []
+    while not any("given up" in log.text for log in found(effects, posts.Log)):
+        ident = world.ident("worker", slot)
+        effects = world.exit(ident, 1)
+        while not any(i for i, spec in world.alive.items() if spec.slot == slot and spec.role == "worker"):
+            if any("given up" in log.text for log in found(effects, posts.Log)):
+                break
+            world.run(0.25)
+    return effects
+
+
+def test_a_daemon_that_never_answered_ends_with_its_last_worker_and_not_before() -> None:
+    world = World(2)
+    assert not orders(wear_out_unready(world, 0), "stop")
+    assert orders(wear_out_unready(world, 1), "stop")
     for ident in list(world.alive):
         world.exit(ident, 0)
     assert world.log[-1] == posts.Over(1, "no worker is left")
+
+
+def test_a_daemon_that_answered_lives_on_without_workers_for_the_cache_and_templates_do() -> None:
+    world = World(2).up()
+    assert not orders(wear_out(world, "worker", 0), "stop")
+    assert not orders(wear_out(world, "worker", 1), "stop")
+    rows = [row for row in world.core.tree(world.now_s)["children"] if row["role"] == "worker"]
+    assert [row["phase"] for row in rows] == ["failed", "failed"]
+    assert len(found(world.run(62.0), posts.Start)) == 2, "and tries them again"
+
+
+def test_what_was_given_up_is_tried_once_a_time_and_ever_less_often() -> None:
+    world = World(2).up()
+    wear_out(world, "worker", 0)
+    waits = []
+    for _ in range(5):
+        began_s = world.now_s
+        while not any(spec.role == "worker" and spec.slot == 0 for spec in world.alive.values()):
+            world.run(0.5)
+        waits.append(round(world.now_s - began_s))
+        effects = world.exit(world.ident("worker", 0), 1)
+        assert not found(effects, posts.Start), "one try, not a fresh set of them"
+    assert waits == [60, 120, 240, 300, 300]
+
+
+def test_who_was_given_up_and_serves_again_has_a_clean_sheet() -> None:
+    world = World(2).up()
+    wear_out(world, "worker", 0)
+    world.run(61.0)
+    worker = world.ident("worker", 0)
+    world.beat(worker)
+    world.run(70.0)
+    assert not any(row["detail"] for row in world.core.tree(world.now_s)["children"] if row["pid"] == 0)
+    assert found(world.exit(worker), posts.Start), "back at once, as anybody"
 
 
 # --- hanging ---------------------------------------------------------------------------------------
@@ -431,6 +480,33 @@ def test_a_restart_revives_a_worker_that_was_given_up() -> None:
     assert found(world.feed(posts.RestartAsked(1)), posts.Start)
 
 
+def test_a_worker_that_wants_to_be_recycled_serves_until_its_replacement_is_ready() -> None:
+    world = World(2).up()
+    old = world.ident("worker", 1)
+    effects = world.feed(posts.RecycleAsked(old, "900 MB of 1000"))
+    (new,) = [start.ident for start in found(effects, posts.Start)]
+    assert not orders(effects, "drain")
+    assert any("900 MB of 1000" in log.text for log in found(effects, posts.Log))
+    assert not found(world.feed(posts.RecycleAsked(old)), posts.Start), "once"
+    assert orders(world.beat(new), "drain") == [old]
+    assert not found(world.feed(posts.RecycleAsked(old)), posts.Start), "not while it drains"
+    assert not found(world.exit(old, 0), posts.Start)
+
+
+def test_nobody_is_recycled_while_the_daemon_drains() -> None:
+    world = World(1).up()
+    world.feed(posts.StopAsked())
+    assert not found(world.feed(posts.RecycleAsked(world.ident("worker"))), posts.Start)
+
+
+def test_a_recycled_worker_that_dies_meanwhile_is_replaced_by_the_one_that_comes() -> None:
+    world = World(1).up()
+    old = world.ident("worker")
+    world.feed(posts.RecycleAsked(old))
+    assert not found(world.exit(old, -9), posts.Start)
+    assert [spec.role for spec in world.alive.values()].count("worker") == 1
+
+
 def test_a_restart_of_an_unknown_worker_is_only_logged() -> None:
     world = World(1).up()
     assert [type(effect) for effect in world.feed(posts.RestartAsked(7))] == [posts.Log]
@@ -542,7 +618,19 @@ def test_the_tree_names_every_process() -> None:
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["beat", "exit", "run", "stop", "restart", "park", "reload", "loading", "nap", "closed"]
+            [
+                "beat",
+                "exit",
+                "run",
+                "stop",
+                "restart",
+                "recycle",
+                "park",
+                "reload",
+                "loading",
+                "nap",
+                "closed",
+            ]
         ),
         st.integers(0, 9),
         st.sampled_from([0, 1, -9, -11, 78]),
@@ -577,6 +665,9 @@ def test_whatever_happens_the_daemon_stops_when_asked_and_leaves_nobody(
             world.feed(posts.StopAsked())
         elif action == "restart":
             world.feed(posts.RestartAsked(number % 3))
+        elif action == "recycle" and idents:
+            if world.alive[ident].role == "worker":
+                world.feed(posts.RecycleAsked(ident))
         elif action == "park":
             world.feed(posts.WorkerDrained(number % 3))
         elif action == "reload":

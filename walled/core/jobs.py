@@ -125,6 +125,11 @@ class Jobs:
         return 0 if self.closing else max(0, self.slots - len(self._lost))
 
     @property
+    def admitted(self) -> int:
+        """Jobs taken so far."""
+        return self._last_number
+
+    @property
     def idle(self) -> bool:
         """No job waits for the backend, given-up ones included."""
         return not self.running and not self._lost

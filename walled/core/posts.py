@@ -82,6 +82,13 @@ class RestartAsked(NamedTuple):
     slot: int
 
 
+class RecycleAsked(NamedTuple):
+    """A worker wants to be replaced by a new process, for the sake of its memory."""
+
+    ident: int
+    why: str = ""
+
+
 class WorkerDrained(NamedTuple):
     """The broker: the worker an operator drained has no job left. It stays down until a restart is asked."""
 
@@ -106,6 +113,7 @@ Event = (
     | Closed
     | StopAsked
     | RestartAsked
+    | RecycleAsked
     | WorkerDrained
     | Reconfigured
     | Tick
@@ -198,6 +206,9 @@ class Post:
         self.incarnations = 0
         self.start_at_s: float | None = None
         self.given_up = ""
+        """Why it is not started again for now; stays until a life was ready."""
+        self.given_up_pause_s = 0.0
+        """Until the next single try; doubles."""
         self.parked = False
         self.dropped = False
         """No longer in the configuration; vanishes with its last life."""

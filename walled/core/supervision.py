@@ -29,6 +29,7 @@ from walled.core.posts import (
     Post,
     Ready,
     Reconfigured,
+    RecycleAsked,
     Reloaded,
     Report,
     RestartAsked,
@@ -49,6 +50,8 @@ LATE_S = 1.5
 """A supervisor that saw nothing for this long was stopped itself; it must not judge its children by that."""
 DRAIN_MARGIN_S = 1.0
 """What the broker gets on top of the drain's deadline to end requests itself."""
+GIVEN_UP_MAX_S = 300.0
+"""Longest pause between single tries to start a child that was given up."""
 HURRY_S = 1.0
 """What children get to stop after a second SIGTERM."""
 
@@ -104,6 +107,8 @@ class Supervision:
             self._stop_asked(now_s)
         elif isinstance(event, RestartAsked):
             self._restart_asked(event.slot, now_s)
+        elif isinstance(event, RecycleAsked):
+            self._recycle_asked(event, now_s)
         elif isinstance(event, WorkerDrained):
             self._park(event.slot, now_s)
         elif isinstance(event, Reconfigured):
@@ -123,6 +128,9 @@ class Supervision:
             for life in post.lives():
                 if life.kill_at_s is not None and not life.killed:
                     due_s = min(due_s, life.kill_at_s)
+                elif life.phase in ("ready", "draining") and not life.killed:
+                    # "Found and replaced within 5 s" leaves no time for a tick.
+                    due_s = min(due_s, max(now_s, life.beat_s + self._settings.hang_timeout_s + 0.01))
         if self._mode is Mode.DRAINING:
             due_s = min(due_s, self._drain_until_s)
         return due_s
@@ -157,6 +165,7 @@ class Supervision:
             self._tree_dirty = True
             if beat.phase == "ready" and life.ready_since_s is None:
                 life.ready_since_s = now_s
+                post.given_up = ""
                 self._log("info", f"{post.name} ready (pid {life.pid})")
                 self._drain_old(post, now_s)
         if beat.detail != life.detail:
@@ -203,7 +212,12 @@ class Supervision:
             return
         lived_s = now_s - life.ready_since_s if life.ready_since_s is not None else 0.0
         death = restart.Death(exited.exit_code, lived_s, exited.jitter)
-        decision = restart.decide(post.history, death, now_s, self._settings.limits)
+        limits = self._settings.limits
+        if lived_s > max(limits.backoff_max_s, limits.period_s):
+            post.given_up_pause_s = 0.0
+        decision = restart.decide(post.history, death, now_s, limits)
+        if post.given_up_pause_s and lived_s <= limits.backoff_max_s:
+            decision = restart.GiveUp("it died again when it was tried again")
         who = f"{post.name} (pid {life.pid})"
         if isinstance(decision, restart.Restart):
             post.history = decision.history
@@ -213,7 +227,7 @@ class Supervision:
             when = f"in {pause_s:.1f} s" if pause_s > 0 else "at once"
             self._log("warning", f"{who} died: {words}; starting it again {when}")
             return
-        self._log("error", f"{who} died: {words}; not started again: {decision.reason}")
+        self._log("error", f"{who} died: {words}; given up: {decision.reason}")
         if exited.exit_code == BOOT_ERROR_EXIT and not self._ready:
             self._all_go(now_s, BOOT_ERROR_EXIT, f"{post.name}: {life.detail or words}")
         else:
@@ -229,8 +243,14 @@ class Supervision:
         post.given_up = reason
         if post.spec.role == "broker":
             self._all_go(now_s, 1, f"the broker cannot be kept alive: {reason}")
-        elif post.spec.role == "worker" and not any(map(self._hopeful, self._posts.values())):
+        elif not self._ready and not any(map(self._hopeful, self._posts.values())):
             self._all_go(now_s, 1, "no worker is left")
+        else:
+            # Even without any worker a daemon that was ready has the cache and templates to answer from.
+            first_s = max(self._settings.limits.period_s, self._settings.limits.backoff_max_s)
+            pause_s = min(2 * post.given_up_pause_s, GIVEN_UP_MAX_S) if post.given_up_pause_s else first_s
+            post.given_up_pause_s, post.start_at_s = pause_s, now_s + pause_s
+            self._log("warning", f"{post.name} is tried again in {pause_s:g} s")
 
     @staticmethod
     def _hopeful(post: Post) -> bool:
@@ -300,9 +320,18 @@ class Supervision:
         elif self._mode is Mode.RUNNING:
             self._replace(post, now_s)
 
+    def _recycle_asked(self, event: RecycleAsked, now_s: float) -> None:
+        found = self._find(event.ident)
+        if found is None or self._mode is not Mode.RUNNING:
+            return
+        post, life = found
+        if life is post.life and not post.old and not post.dropped:
+            self._log("warning", f"{post.name} (pid {life.pid}) is replaced for its memory: {event.why}")
+            self._replace(post, now_s)
+
     def _replace(self, post: Post, now_s: float) -> None:
         """Begin to replace the process of a post; one that is replaced already is left to finish."""
-        post.given_up, post.parked = "", False
+        post.given_up, post.given_up_pause_s, post.parked = "", 0.0, False
         if post.old:
             return
         post.history = restart.History()
