@@ -107,6 +107,8 @@ class Jobs:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
+        self.offer = 4096
+        """At most so many slots are offered from now on; what was on its way for others is still taken."""
         self.closing = False
         """The broker is told to send no more; what was on its way is still taken."""
         self.running: dict[int, Running] = {}
@@ -122,7 +124,7 @@ class Jobs:
     @property
     def credit(self) -> int:
         """Slots the broker may count on."""
-        return 0 if self.closing else max(0, self.slots - len(self._lost))
+        return 0 if self.closing else max(0, min(self.offer, self.slots - len(self._lost)))
 
     @property
     def admitted(self) -> int:
