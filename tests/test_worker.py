@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,14 @@ from walled import config as cfg
 from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
+from walled import worker as worker_module
 from walled.adapters import registry
 from walled.adapters.backend import BackendInfo, Changed, Delta, Done, Emit, Job
 from walled.adapters.cache import CacheReader
 from walled.adapters.scripted import ScriptedBackend
 from walled.adapters.sockets import Hub, Poller
 from walled.core.served import default_options, packed, place, with_defaults, worth_storing
-from walled.errors import BackendError, BackendUnavailable, BootError, InternalError, WalledError
+from walled.errors import BackendError, BackendUnavailable, BootError, InternalError
 
 A, B, C = b"job----A", b"job----B", b"job----C"
 
@@ -201,22 +203,81 @@ def test_a_backend_that_changes_is_announced_again(
     assert ready.slots == 2
 
 
-@pytest.mark.parametrize("error", [BackendUnavailable("not there"), BootError("never")])
-def test_a_backend_that_does_not_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: WalledError
-) -> None:
+def test_a_backend_that_never_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dead(ScriptedBackend):
         def start(self, emit: Emit) -> BackendInfo:
-            raise error
+            raise BootError("never")
 
     monkeypatch.setattr(registry, "create", lambda *args: Dead(cfg.ScriptedConfig(), 4))
+    with pytest.raises(BootError):
+        RunningWorker(scripted_config(tmp_path)).join()
+
+
+class Late(ScriptedBackend):
+    """Its server is down until it is let up."""
+
+    def __init__(self) -> None:
+        super().__init__(cfg.ScriptedConfig(), 4)
+        self.tries = 0
+        self.tried_twice, self.up = threading.Event(), threading.Event()
+
+    def start(self, emit: Emit) -> BackendInfo:
+        self.tries += 1
+        if self.tries >= 2:
+            self.tried_twice.set()
+        if not self.up.is_set():
+            raise BackendUnavailable("not there")
+        return super().start(emit)
+
+
+def test_a_server_that_is_down_is_tried_until_it_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "START_PAUSE_S", 0.01)
+    backend = Late()
+    monkeypatch.setattr(registry, "create", lambda *args: backend)
+    config = scripted_config(tmp_path)
+    broker, worker = BrokerEnd(config), RunningWorker(config)
+    assert backend.tried_twice.wait(10)
+    told = [m for m in worker.link.receive() if isinstance(m, lk.Status)]
+    assert lk.Status("starting", "not there") in told, (
+        "waiting counts as no try: start_timeout_s is each try's"
+    )
+    assert lk.Status("loading", "not there") in told
+    backend.up.set()
+    assert broker.ready().slots == 4
+    worker.order("stop")
+    assert worker.join() == 0
+    broker.close()
+
+
+@pytest.mark.parametrize("op", ["stop", "drain"])
+def test_a_worker_whose_server_is_down_leaves_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.setattr(worker_module, "START_PAUSE_S", 60.0)
+    backend = Late()
+    monkeypatch.setattr(registry, "create", lambda *args: backend)
     worker = RunningWorker(scripted_config(tmp_path))
-    if isinstance(error, BootError):
-        with pytest.raises(BootError):
-            worker.join()
-    else:
-        assert worker.join() == 1, "a second try can succeed"
-        assert any(isinstance(m, lk.Status) and m.detail == "not there" for m in worker.link.receive())
+    worker.order(op)
+    assert worker.join() == 0
+    assert backend.tries == 1
+
+
+def test_silence_ends_a_job_of_whatever_backend(make: Callable[..., Pair]) -> None:
+    pair = make(first_token_timeout_s=0.2, inter_token_timeout_s=0.1)
+    began = time.monotonic()
+    pair.broker.ask(A, "x\n!stall")
+    error = pair.broker.error(A)
+    assert (error.code, error.retryable) == ("backend_timeout", True)
+    assert "first_token_timeout_s" in error.message
+    assert 0.2 <= time.monotonic() - began < 1.0
+    pair.broker.ask(B, "a b c d\n!stall_after 2", stream=True)
+    error = pair.broker.error(B)
+    assert error.code == "backend_timeout"
+    assert "inter_token_timeout_s" in error.message
+    pair.broker.ask(C, "x\n!stall", first_token_ms=50)
+    assert "other backends" in pair.broker.error(C).message
 
 
 @pytest.mark.parametrize(

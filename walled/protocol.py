@@ -120,6 +120,9 @@ class JobHeader(_Header, frozen=True):
     trace: str = ""
     """Hexadecimal request id of the first client, for logs."""
     attempt: int = 1
+    first_token_ms: int = 0
+    """The backend may be silent for so long before its first token; after that another one is to have its
+    chance. 0: its own first_token_timeout_s alone counts."""
 
 
 class Phases(_Header, frozen=True):

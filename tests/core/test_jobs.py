@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walled.core.jobs import GIVE_UP_S, MERGE_CHARS, MERGE_S, NEVER, Jobs, Running
-from walled.errors import BadRequest, Cancelled, DeadlineExceeded, Overloaded
+from walled.errors import BackendTimeout, BadRequest, Cancelled, DeadlineExceeded, Overloaded
 from walled.protocol import JobHeader
 
 
@@ -314,3 +314,91 @@ def test_slots_are_never_oversold_and_every_job_ends_once(steps: list[tuple[str,
         ended += [found.number] if found else []
     assert sorted(ended) == sorted(admitted)
     assert (jobs.idle, jobs.credit) == (True, 3)
+
+
+# --- silence -----------------------------------------------------------------------------------------
+
+
+def silent(jobs: Jobs, now: float) -> str:
+    """Why the one job is stopped now; "" when it is not."""
+    expired = jobs.due(now).expired
+    assert all(isinstance(job.why, BackendTimeout) for job in expired)
+    return expired[0].why.message if expired and expired[0].why else ""
+
+
+def test_the_first_token_has_a_limit_of_its_own() -> None:
+    jobs = Jobs(1, first_token_s=2.0, inter_token_s=0.5)
+    begin(jobs, now=10.0)
+    assert jobs.next_due_s() == pytest.approx(12.0)
+    assert not silent(jobs, 11.9)
+    assert "within 2 s (first_token_timeout_s)" in silent(jobs, 12.0)
+
+
+def test_the_next_token_has_another() -> None:
+    jobs = Jobs(1, first_token_s=60.0, inter_token_s=0.5)
+    job = begin(jobs, now=0.0, stream=False)
+    jobs.delta(job.number, "a", 5.0)
+    assert jobs.next_due_s() <= 5.5, "less than the first one's limit"
+    jobs.delta(job.number, "b", 5.4)
+    assert not silent(jobs, 5.6)
+    assert "0.5 s (inter_token_timeout_s)" in silent(jobs, 5.9)
+
+
+def test_a_delta_without_text_is_a_sign_of_life_and_no_first_token() -> None:
+    jobs = Jobs(1, first_token_s=1.0, inter_token_s=3.0)
+    job = begin(jobs, now=0.0)
+    assert jobs.delta(job.number, "", 0.9) is None
+    assert not silent(jobs, 3.8)
+    assert job.first_s == 0.0
+    assert silent(jobs, 3.9)
+
+
+def test_the_broker_can_shorten_the_first_limit_but_not_lengthen_it() -> None:
+    jobs = Jobs(2, first_token_s=2.0, inter_token_s=9.0)
+    jobs.admit(b"a", JobHeader(model="m", deadline_ms=60_000, first_token_ms=1500), 0.0)
+    jobs.admit(b"b", JobHeader(model="m", deadline_ms=60_000, first_token_ms=9000), 0.0)
+    assert "1.5 s (the rest is for other backends)" in silent(jobs, 1.6)
+    assert "2 s (first_token_timeout_s)" in silent(jobs, 2.1)
+
+
+def test_silence_is_told_once_and_never_of_a_stopped_job() -> None:
+    jobs = Jobs(1, first_token_s=1.0)
+    job = begin(jobs)
+    jobs.stop(job, Cancelled("c"), 0.9)
+    assert not silent(jobs, 1.5)
+    [given_up] = jobs.due(0.9 + GIVE_UP_S).given_up
+    assert isinstance(given_up.why, Cancelled)
+
+
+@given(
+    st.floats(0.1, 5.0),
+    st.floats(0.1, 5.0),
+    st.lists(st.floats(0.01, 4.0), max_size=12),
+    st.floats(0.5, 20.0),
+)
+def test_a_job_is_stopped_at_its_first_overlong_silence_or_its_deadline(
+    first_s: float, next_s: float, gaps: list[float], deadline_s: float
+) -> None:
+    """Woken exactly when `next_due_s` says, as the worker's loop is."""
+    jobs = Jobs(1, first_s, next_s)
+    job = jobs.admit(b"a", JobHeader(model="m", deadline_ms=int(deadline_s * 1000)), 0.0)
+    deadline_s = int(deadline_s * 1000) * 0.001
+    signs, at = [], 0.0
+    for gap in gaps:
+        at += gap
+        signs.append(at)
+    expected, limit_at = deadline_s, first_s
+    for sign in [*signs, NEVER]:
+        if sign >= limit_at:
+            expected = min(deadline_s, limit_at)
+            break
+        limit_at = sign + next_s
+    stopped_at = NEVER
+    for sign in [*signs, NEVER]:
+        while stopped_at == NEVER and (wake := jobs.next_due_s()) <= sign and wake != NEVER:
+            if jobs.due(wake).expired:
+                stopped_at = wake
+        if stopped_at != NEVER:
+            break
+        jobs.delta(job.number, "", sign)
+    assert stopped_at == pytest.approx(expected)

@@ -7,7 +7,8 @@ A job's life:
 
     admit --> running --------------------------> end          (the backend's Done or Failed)
                  |                                  ^
-                 | stop (deadline, CANCEL, drain)   |
+                 | stop (deadline, silence,         |
+                 |       CANCEL, drain)             |
                  v                                  |
               stopping ------------------------> end           (the backend came back in time)
                  |
@@ -16,13 +17,17 @@ A job's life:
               lost: ended for the caller, the slot stays taken until the backend's ending comes
 
 `end` hands a job out once; a second ending, or one of a job that was given up, finds nothing.
+
+Silence is judged here for every backend alike: until the first sign of life a job may take the backend's
+first_token_timeout_s or what the broker allows it (`first_token_ms`), whichever is less, and between two
+signs inter_token_timeout_s. A sign is a delta, be it without text (a thought, a piece of a tool call).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from walled.errors import BadRequest, DeadlineExceeded, Overloaded, WalledError
+from walled.errors import BackendTimeout, BadRequest, DeadlineExceeded, Overloaded, WalledError
 from walled.protocol import JobHeader
 
 MERGE_S = 0.010
@@ -45,12 +50,14 @@ class Running:
         "flush_at_s",
         "give_up_s",
         "header",
+        "heard",
         "limit_asked",
         "number",
         "pending",
         "pending_chars",
         "received_s",
         "sent",
+        "silent_at_s",
         "store_key",
         "streaming",
         "why",
@@ -75,6 +82,10 @@ class Running:
         """Before this, further text waits to be merged."""
         self.first_s = 0.0
         """When the first text came; 0 while none has."""
+        self.heard = False
+        """The backend has given a sign of life."""
+        self.silent_at_s = NEVER
+        """When its silence has lasted too long."""
         self.why: WalledError | None = None
         """Why the job was told to stop; decides how it ends."""
         self.give_up_s = NEVER
@@ -96,7 +107,7 @@ class Due(NamedTuple):
     """What the passing of time demands."""
 
     expired: list[Running]
-    """Just told to stop because their deadline passed: cancel them at the backend."""
+    """Just told to stop because their deadline passed, or for silence: cancel them at the backend."""
     given_up: list[Running]
     """End them now without their backend; their slots are lost until it comes back."""
     partials: list[Partial]
@@ -105,8 +116,10 @@ class Due(NamedTuple):
 class Jobs:
     """All jobs of one worker. `slots` may change at any time; running jobs are never affected by it."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, first_token_s: float = NEVER, inter_token_s: float = NEVER) -> None:
         self.slots = slots
+        self._first_token_s = first_token_s
+        self._inter_token_s = inter_token_s
         self.offer = 4096
         """At most so many slots are offered from now on; what was on its way for others is still taken."""
         self.closing = False
@@ -146,7 +159,8 @@ class Jobs:
         job = Running(number, wire_id, header, now)
         self.running[number] = job
         self._by_wire[wire_id] = job
-        self._next_deadline_s = min(self._next_deadline_s, job.deadline_s)
+        job.silent_at_s = now + self._first_token_limit_s(header)
+        self._next_deadline_s = min(self._next_deadline_s, job.deadline_s, job.silent_at_s)
         return job
 
     def find(self, wire_id: bytes) -> Running | None:
@@ -168,7 +182,13 @@ class Jobs:
     def delta(self, number: int, text: str, now: float) -> Partial | None:
         """Take more text; what has to be sent of it at once, if anything."""
         job = self.running.get(number)
-        if job is None or not text:
+        if job is None:
+            return None
+        job.silent_at_s = now + self._inter_token_s
+        if not job.heard:
+            job.heard = True
+            self._next_deadline_s = min(self._next_deadline_s, job.silent_at_s)
+        if not text:
             return None
         if not job.first_s:
             job.first_s = now
@@ -240,6 +260,20 @@ class Jobs:
         del self._by_wire[job.wire_id]
         self._merging.pop(job.number, None)
 
+    def _first_token_limit_s(self, header: JobHeader) -> float:
+        allowed_s = header.first_token_ms * 0.001 if header.first_token_ms else NEVER
+        return min(self._first_token_s, allowed_s)
+
+    def _silence(self, job: Running) -> BackendTimeout:
+        if job.heard:
+            limit_s = self._inter_token_s
+            return BackendTimeout(
+                f"the model server stopped in its answer for {limit_s:g} s (inter_token_timeout_s)"
+            )
+        limit_s = self._first_token_limit_s(job.header)
+        why = "first_token_timeout_s" if limit_s >= self._first_token_s else "the rest is for other backends"
+        return BackendTimeout(f"the model server sent nothing of an answer within {limit_s:g} s ({why})")
+
     def next_due_s(self) -> float:
         """When `due` has to be called at the latest; infinity when nothing is pending."""
         return min(self._next_deadline_s, self._next_flush_s)
@@ -261,6 +295,9 @@ class Jobs:
                 if job.why is None and now >= job.deadline_s:
                     self.stop(job, DeadlineExceeded("the answer was not complete at the deadline"), now)
                     expired.append(job)
+                elif job.why is None and now >= job.silent_at_s:
+                    self.stop(job, self._silence(job), now)
+                    expired.append(job)
                 elif now >= job.give_up_s:
                     given_up.append(job)
             for job in given_up:
@@ -268,7 +305,10 @@ class Jobs:
                 self._forget(job)
                 self._lost.add(job.number)
             self._next_deadline_s = min(
-                (job.deadline_s if job.why is None else job.give_up_s for job in self.running.values()),
+                (
+                    min(job.deadline_s, job.silent_at_s) if job.why is None else job.give_up_s
+                    for job in self.running.values()
+                ),
                 default=NEVER,
             )
         return Due(expired, given_up, partials)
