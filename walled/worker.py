@@ -24,14 +24,16 @@ from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
 from walled.adapters import logs, registry
-from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job
+from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job, Unloads
 from walled.adapters.process import Link, LinkClosed
+from walled.adapters.relief import Action, SelfRelief, worker_limits
 from walled.adapters.reporting import Reporter
 from walled.adapters.sockets import ConnectionEvent, Hub, Poller, Port
 from walled.adapters.storing import Stored, Storer, open_storer
 from walled.adapters.uplink import Mailbox, Uplink
 from walled.core import served
 from walled.core.jobs import Jobs, Partial, Running
+from walled.core.memory import Limits, Remedy
 from walled.errors import (
     BackendUnavailable,
     BadRequest,
@@ -98,6 +100,7 @@ class Worker:
         endpoints = cfg.endpoints(cfg.run_dir(self._config))
         self._reporter = Reporter(self._hub, endpoints.delta, f"worker {spawn.slot}")
         self._count = self._reporter.count
+        self._relief = SelfRelief(self._config.memory, self._memory_limits(), self._count, self._remedies())
         self._mailbox = Mailbox()
         self._uplink = Uplink(self._hub, endpoints.worker, [link.fileno(), self._mailbox.fileno()])
         self._waiting_room = Poller([], [link.fileno()])
@@ -163,6 +166,26 @@ class Worker:
     def _put_metas(self) -> None:
         if self._storer is not None:
             self._storer.put_meta(served.metas(self._config, self._place, self._models))
+
+    # --- memory ---
+
+    def _memory_limits(self) -> Limits:
+        workers = sum(backend.workers for backend in self._config.enabled_backends().values())
+        return worker_limits(self._config.memory, workers)
+
+    def _remedies(self) -> dict[Remedy, Action]:
+        """What this worker can do without, beyond what any process can."""
+        remedies: dict[Remedy, Action] = {
+            "cache_trim": lambda: self._storer.trim() if self._storer is not None else None,
+            "fewer_slots": lambda: None,  # _beat follows what the relief says
+            "recycle": lambda: self._want_recycling(self._relief.why),
+        }
+        if isinstance(self._backend, Unloads):
+            remedies["unload_idle"] = self._backend.unload_idle
+        return remedies
+
+    def _want_recycling(self, why: str) -> None:
+        self._link.send(lk.Ask("worker.recycle", worker=self._spawn.slot, why=why))
 
     # --- one turn ---
 
@@ -252,6 +275,13 @@ class Worker:
             if job is not None:
                 self._jobs.end(job.number)
             self._fail(envelope.request_id, exc)
+        except MemoryError:
+            # Whoever comes next would meet the same; a new process may not.
+            if job is not None:
+                self._jobs.end(job.number)
+            self._count("memory_errors_total")
+            self._fail(envelope.request_id, BackendUnavailable("the worker ran out of memory"))
+            self._want_recycling("it ran out of memory")
         except Exception:
             _log.exception("backend %s: submit failed", self._spawn.backend)
             if job is not None:
@@ -323,8 +353,12 @@ class Worker:
         if self._uplink.up and now - self._heard_s > broker.worker_liveness_s:
             self._broker_lost("the broker is silent")
         self._uplink.put(wire.HEARTBEAT, b"", wire.HeartbeatHeader(self._epoch, len(self._jobs.running)))
+        if not self._draining:
+            self._relief.look(now, self._jobs.admitted, idle=self._jobs.idle)
+            self._jobs.offer = self._relief.capped(self._jobs.slots)
         if self._reporter.due(now):
-            self._reporter.send({"in_flight": len(self._jobs.running), "slots": self._jobs.credit}, now)
+            gauges = {"in_flight": len(self._jobs.running), "slots": self._jobs.credit}
+            self._reporter.send({**gauges, **self._relief.gauges()}, now)
 
     # --- from the backend ---
 
@@ -485,6 +519,7 @@ class Worker:
         """Cache times, policies and beats change at once; a changed backend section takes a new worker."""
         self._config = cfg.from_plain(plain, "configuration handed to the worker")
         logs.set_level(self._config.daemon.log_level)
+        self._relief.reconfigure(self._config.memory, self._memory_limits())
         self._models = served.renewed(self._config, self._place, self._models)
         self._put_metas()
 

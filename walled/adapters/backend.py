@@ -13,7 +13,7 @@ The contract (tests/adapters/contract.py holds every adapter to it):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from walled.errors import Unsupported, WalledError
 from walled.payload import Answer, Request
@@ -99,6 +99,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End every job with Failed(Cancelled), free the backend's resources, join its threads."""
+
+
+@runtime_checkable
+class Unloads(Protocol):
+    """A backend that can free the memory of models nobody uses just now."""
+
+    def unload_idle(self) -> int:
+        """Unload them, or have it done; how many. Returns at once."""
 
 
 def require(request: Request, info: ModelInfo) -> None:

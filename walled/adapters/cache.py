@@ -355,6 +355,25 @@ class CacheWriter(CacheReader):
             with env.writing_txn() as txn:
                 txn.put(b"turn", turn, db=env.meta)
 
+    def trim(self, now_s: float) -> int:
+        """Use less memory: remove what has expired, then let go of the file's pages; how many were removed.
+
+        Its pages count as this process's while nobody else has them. The next read opens it anew.
+        """
+        removed = 0
+        if self._ready(now_s):
+            try:
+                with self._env.write_lock:
+                    with self._env.writing_txn() as txn:
+                        order = cache_order.Order(txn, self._env, now_s)
+                        order.expire()
+                    removed = order.expired
+                    self._env.unmap()
+            except StoreError as exc:
+                self._env.failed(exc)
+        self.expired += removed
+        return removed
+
     def put_meta(self, metas: Sequence[ModelMeta]) -> int:
         """Store model descriptions, each under its name; how many are there. Unchanged ones cost nothing."""
         values = {meta_key(meta.name): pack_meta(meta_key(meta.name), meta) for meta in metas}

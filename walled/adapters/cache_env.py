@@ -210,6 +210,11 @@ class Environment:
         if env is not None:
             env.close()
 
+    def unmap(self) -> None:
+        """Give the map's memory back; the next use opens it again. Hold `write_lock`."""
+        with self.lock:
+            self._close()
+
     def abandon(self) -> None:
         """Forget what is open without closing it, and the locks: all of it is the parent's of a fork."""
         self.lock = threading.Lock()

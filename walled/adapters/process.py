@@ -199,6 +199,12 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
+def give_freed_memory_back() -> bool:
+    """Have glibc return to the system what Python has freed; False with another C library, or for nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim(0)) if trim is not None else False
+
+
 def set_title(title: str) -> None:
     """What `ps` shows."""
     import setproctitle

@@ -115,6 +115,8 @@ class ScriptedBackend:
         self._loaded: dict[str, float] = {}
         """Loaded models, least recently used first -> when the load is over."""
         self.swaps = 0
+        self._leak: list[bytearray] = []
+        """What `!leak` keeps for ever."""
         self._thread: threading.Thread | None = None
 
     def start(self, emit: Emit) -> BackendInfo:
@@ -142,6 +144,13 @@ class ScriptedBackend:
 
     def cancel(self, job_id: int) -> None:
         self._leave_word(job_id)
+
+    def unload_idle(self) -> int:
+        used = {play.job.model for play in list(self._plays.values())}
+        idle = [model for model in list(self._loaded) if model not in used]
+        for model in idle:
+            self._loaded.pop(model, None)
+        return len(idle)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -237,6 +246,11 @@ class ScriptedBackend:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif word == "!hang":
                 fault.hang = True
+            elif word == "!leak":
+                # Written to, or it would be no memory at all.
+                self._leak.append(bytearray(b"\x01") * int(next(words)))
+            elif word == "!bomb":
+                self._leak.append(bytearray(1 << 46))  # more than any process may have
             elif word == "!slow":
                 fault.slow_s = float(next(words))
             elif word == "!tokens":

@@ -47,6 +47,7 @@ class Storer:
         self._records: list[tuple[int, Record]] = []
         self._metas: list[ModelMeta] = []
         self._closing = False
+        self._trimming = False
         self._thread = threading.Thread(target=self._run, name="storer", daemon=True)
         self._thread.start()
 
@@ -64,6 +65,12 @@ class Storer:
             self._metas.extend(metas)
             self._wake.notify()
 
+    def trim(self) -> None:
+        """Have the cache use less memory, soon."""
+        with self._wake:
+            self._trimming = True
+            self._wake.notify()
+
     def close(self, timeout_s: float) -> None:
         """Write what waits, within `timeout_s`, and close the cache."""
         with self._wake:
@@ -77,17 +84,20 @@ class Storer:
         next_check_s = time.monotonic() + READER_CHECK_S
         while True:
             with self._wake:
-                while not (self._records or self._metas or self._closing):
+                while not (self._records or self._metas or self._trimming or self._closing):
                     if not self._wake.wait(max(0.0, next_check_s - time.monotonic())):
                         break
                 records, self._records = self._records, []
                 metas, self._metas = self._metas, []
+                trimming, self._trimming = self._trimming, False
                 if self._closing and not (records or metas):
                     return
             if metas:
                 self._guarded(partial(self._writer.put_meta, metas))
             if records:
                 self._write(records)
+            if trimming:
+                self._guarded(lambda: self._writer.trim(time.time()))
             if time.monotonic() >= next_check_s:
                 next_check_s = time.monotonic() + READER_CHECK_S
                 self._guarded(self._writer.reader_check)

@@ -326,7 +326,7 @@ class Supervision:
             return
         post, life = found
         if life is post.life and not post.old and not post.dropped:
-            self._log("warning", f"{post.name} (pid {life.pid}) is replaced for its memory: {event.why}")
+            self._log("warning", f"{post.name} (pid {life.pid}) is replaced at its own wish: {event.why}")
             self._replace(post, now_s)
 
     def _replace(self, post: Post, now_s: float) -> None:
