@@ -23,6 +23,7 @@ from walled import config as cfg
 from walled import errors, link, protocol
 from walled.adapters import logs
 from walled.adapters.cache import CacheReader
+from walled.adapters.descriptors import Door
 from walled.adapters.process import Link
 from walled.adapters.sockets import Hub, Poller, SendResult
 from walled.core import events as ev
@@ -94,6 +95,7 @@ class BrokerProcess:
         self._back = self._hub.router(
             ends.worker, hwm=10_000, max_bytes=protocol.MAX_PAYLOAD_BYTES, mode=0o600
         )
+        self._door = Door(ends.client)
         self._control = self._hub.router(ends.control, hwm=100, max_bytes=64 * 1024)
         self._deltas = self._hub.push(ends.delta)
         self._deltas.connect()
@@ -430,6 +432,9 @@ class BrokerProcess:
             elif message.op == "drain":
                 self._happens(ev.Drain(), now)
                 self._beat()
+            elif message.op == "rebind":
+                for port in (self._front, self._back, self._control):
+                    port.bind_again()
             elif message.op == "reconfigure":
                 self._config = cfg.from_plain(message.config)
                 self._max_payload = self._config.broker.max_payload_bytes
@@ -446,7 +451,18 @@ class BrokerProcess:
                 for worker in list(self._core.dispatcher.fleet.workers):
                     self._back.send_to(worker, protocol.frames(protocol.DISCONNECT, b""))
 
+    def _watch_the_door(self) -> None:
+        if not self._door.look():
+            return
+        self._counters["doors_total.shut" if self._door.shut else "doors_total.opened"] += 1
+        log.warning(
+            "file descriptors are %s; new clients are %s",
+            "short" if self._door.shut else "no longer short",
+            "kept out" if self._door.shut else "let in again",
+        )
+
     def _beat(self) -> None:
+        self._watch_the_door()
         core = self._core
         self._answered = bool(core.dispatcher.fleet.workers)
         if core.draining:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from walled import config as configuration
 from walled import link as wire
-from walled.adapters import logs, process
+from walled.adapters import descriptors, logs, process
 from walled.errors import BOOT_ERROR_EXIT, BootError, WalledError
 
 SPAWN_WAIT_S = 120.0
@@ -54,6 +54,7 @@ def run(arguments: Sequence[str], roles: Mapping[str, Callable[[], RoleMain]] = 
     """Live one life; returns the exit status. `arguments` are `--fd N ROLE`."""
     process.ignore_signals()
     process.forbid_core_dumps()
+    descriptors.raise_limit()
     faulthandler.enable()
     if (
         len(arguments) != 3

@@ -42,9 +42,9 @@ class Spawn(msgspec.Struct, tag="spawn", omit_defaults=True, frozen=True):
 class Order(msgspec.Struct, tag="order", omit_defaults=True, frozen=True):
     """Supervisor -> child."""
 
-    op: Literal["drain", "stop", "reconfigure", "tree"]
+    op: Literal["drain", "stop", "reconfigure", "rebind", "tree"]
     deadline_s: float = 0.0
-    """drain: seconds the running requests have left."""
+    """drain: seconds the running requests have left. (rebind: the files of the sockets were deleted.)"""
     config: dict[str, Any] = {}
     tree: dict[str, Any] = {}
     """tree (broker only): what the supervisor knows of its children, for `walled-ctl status`."""

@@ -135,6 +135,9 @@ class Monitor:
                 continue
             if message.op in ("stop", "drain"):
                 self._stopping = True
+            elif message.op == "rebind":
+                for port in (self._deltas, self._metrics, self._questions):
+                    port.bind_again()
             elif message.op == "reconfigure":
                 self._reconfigure(configuration.from_plain(message.config))
 

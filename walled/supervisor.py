@@ -24,7 +24,7 @@ from walled import config as configuration
 from walled import link as wire
 from walled.adapters import detect, logs, process
 from walled.adapters.notify import Notifier
-from walled.adapters.runlock import Manifest, RunLock
+from walled.adapters.runlock import AlreadyRunning, Manifest, RunLock
 from walled.config import Config
 from walled.core import posts, staffing
 from walled.core.supervision import Supervision
@@ -32,6 +32,8 @@ from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError, ProtocolError
 
 log = logging.getLogger(__name__)
 
+DIRECTORY_CHECK_S = 2.0
+"""How often the run directory is looked at."""
 VET_TIMEOUT_S = 10.0
 """Longest look at the cache before the children may open it."""
 
@@ -53,15 +55,17 @@ def run(
             log.info("backend auto: %s", config.backend)
         detect.require_engines(config)
         addresses = configuration.endpoints(lock.directory)
-        lock.write_manifest(
-            Manifest(walled.__version__, os.getpid(), str(configuration.cache_dir(config)), addresses)
-        )
-        supervisor = Supervisor(config_path, config, lock.directory, child_command)
+        # Without a cache clients must not answer from what a former daemon left in one.
+        cache = str(configuration.cache_dir(config)) if config.cache.enabled else ""
+        manifest = Manifest(walled.__version__, os.getpid(), cache, addresses)
+        lock.write_manifest(manifest)
+        supervisor = Supervisor(config_path, config, lock, manifest, child_command)
         try:
             return supervisor.run()
         finally:
             supervisor.close()
-            lock.remove_sockets(addresses)
+            if lock.holds():
+                lock.remove_sockets(addresses)
     finally:
         lock.release()
 
@@ -70,11 +74,19 @@ class Supervisor:
     """The thin shell around the state machine."""
 
     def __init__(
-        self, config_path: Path | None, config: Config, directory: Path, child_command: Sequence[str]
+        self,
+        config_path: Path | None,
+        config: Config,
+        lock: RunLock,
+        manifest: Manifest,
+        child_command: Sequence[str],
     ) -> None:
         self._config_path = config_path
         self._config = config
-        self._directory = directory
+        self._lock = lock
+        self._manifest = manifest
+        self._directory = lock.directory
+        self._directory_due_s = 0.0
         self._command = child_command
         self._token = os.urandom(16)
         self._notifier = Notifier(os.environ)
@@ -114,6 +126,7 @@ class Supervisor:
                 due_s = min(due_s, watchdog_due_s)
             self._read(self._selector.select(max(0.0, due_s - now_s)))
             self._handle(posts.Tick())
+            self._watch_directory(time.monotonic())
         if self._over.exit_code == BOOT_ERROR_EXIT:
             raise BootError(self._over.reason)
         log.log(logging.ERROR if self._over.exit_code else logging.INFO, "ends: %s", self._over.reason)
@@ -131,6 +144,27 @@ class Supervisor:
         self._selector.close()
         self._wakeup.close()
         self._wakeup_end.close()
+
+    def _watch_directory(self, now_s: float) -> None:
+        """Make the run directory again when somebody has deleted it: new clients would find nobody.
+
+        Who is connected stays connected. Raises BootError when another daemon took the place meanwhile.
+        """
+        if now_s < self._directory_due_s:
+            return
+        self._directory_due_s = now_s + DIRECTORY_CHECK_S
+        if self._lock.holds():
+            return
+        try:
+            self._lock.retake()
+            self._lock.write_manifest(self._manifest)
+        except AlreadyRunning:
+            raise
+        except BootError as exc:
+            log.error("the run directory was deleted and cannot be made again: %s", exc.message)
+            return
+        log.error("the run directory %s was deleted; made again, sockets bound again", self._directory)
+        self._carry_out(self._core.tell_all(wire.Order("rebind")))
 
     def _vet_cache(self) -> None:
         """Let a child that may die of it look whether the cache is sound; a bad one is set aside."""

@@ -69,6 +69,20 @@ class RunLock:
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         return cls(directory, fd)
 
+    def holds(self) -> bool:
+        """Whether the lock file is still the one in the directory: somebody may have deleted either."""
+        try:
+            found, ours = os.stat(self.directory / LOCK_NAME), os.fstat(self._fd)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def retake(self) -> None:
+        """Make and lock a deleted directory again. Raises as `take`: another daemon may have come."""
+        fresh = RunLock.take(self.directory)
+        old, self._fd = self._fd, fresh._fd
+        os.close(old)
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest whole: a reader sees the old one or the new one. Raises BootError."""
         path = self.directory / MANIFEST_NAME

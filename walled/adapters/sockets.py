@@ -29,7 +29,8 @@ from typing import Any
 import zmq
 import zmq.backend
 
-from walled.errors import BootError
+from walled.adapters import descriptors
+from walled.errors import BootError, DaemonUnavailable
 from walled.protocol import MAX_PAYLOAD_BYTES
 
 _send = zmq.backend.Socket.send
@@ -42,6 +43,8 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _POLLOUT = int(zmq.POLLOUT)
 
+NEEDED_DESCRIPTORS = 16
+"""Of a hub with a connection; twice what was measured."""
 MAX_FRAMES = 16
 """Frames of one message that are kept; the rest of a longer one is read and dropped."""
 
@@ -70,6 +73,11 @@ class Hub:
     """
 
     def __init__(self, io_threads: int = 1) -> None:
+        if not descriptors.available(NEEDED_DESCRIPTORS):
+            # libzmq would end the process, and it may be somebody else's.
+            raise DaemonUnavailable(
+                "this process has no file descriptors left to connect with; close some or raise `ulimit -n`"
+            )
         self._context = zmq.Context(io_threads)
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self.pid = os.getpid()
@@ -156,7 +164,7 @@ class Hub:
             socket.close()
             raise BootError(f"{endpoint}: cannot be bound: {exc}") from None
         port = Port(socket)
-        port.endpoint = endpoint
+        port.endpoint, port.mode = endpoint, mode
         return port
 
 
@@ -167,6 +175,8 @@ class Port:
         self._socket = socket
         self._monitor: zmq.Socket[bytes] | None = None
         self.endpoint = ""
+        self.mode = 0
+        """Of the socket's file, where this one is bound."""
         self.touched = True
         """Used since it was last seen empty: its descriptor may stay silent about what has come."""
         self._unheard = True
@@ -175,6 +185,20 @@ class Port:
     def connect(self) -> None:
         """Begin to connect; separate from creation so that `watch` sees the first event too."""
         self._socket.connect(self.endpoint)
+
+    def bind_again(self) -> None:
+        """Make the socket's file anew when somebody has deleted it; who is connected notices nothing.
+
+        Unbinding first would cut every connection. Raises BootError when it cannot be made.
+        """
+        path = Path(self.endpoint.removeprefix("ipc://"))
+        if path.exists():
+            return
+        try:
+            self._socket.bind(self.endpoint)
+            path.chmod(self.mode)
+        except (zmq.ZMQError, OSError) as exc:
+            raise BootError(f"{self.endpoint}: cannot be bound again: {exc}") from None
 
     def fileno(self) -> int:
         """For an event loop. It is edge-triggered: after every call drain `receive` until it is empty."""

@@ -135,6 +135,11 @@ class Supervision:
             due_s = min(due_s, self._drain_until_s)
         return due_s
 
+    def tell_all(self, order: Order) -> list[Effect]:
+        """An order for every child that was not told to go."""
+        lives = [life for post in self._posts.values() for life in post.lives()]
+        return [Send(life.ident, order) for life in lives if life.kill_at_s is None]
+
     @property
     def ready(self) -> bool:
         return self._ready
