@@ -321,6 +321,7 @@ NOT_DEFAULTS = {
     "models.walled-demo.ttl_s": "follows cache.ttl_s",
     "models.walled-demo.stale_ttl_s": "follows cache.stale_ttl_s",
     "models.shop-assistant.alias_of": "an example",
+    "routes.shop.targets": "required",
 }
 
 
@@ -348,6 +349,9 @@ def test_the_example_lists_every_key_and_no_other() -> None:
         (cfg.CacheConfig, [data["cache"]]),
         (cfg.MonitorConfig, [data["monitor"]]),
         (cfg.MemoryConfig, [data["memory"]]),
+        (cfg.LadderConfig, [data["ladder"]]),
+        (cfg.TemplatesConfig, [data["templates"]]),
+        (cfg.RouteConfig, list(data["routes"].values())),
         (cfg.EmbeddedConfig, [data["backends"]["embedded"]]),
         (cfg.OllamaConfig, [data["backends"]["ollama"]]),
         (cfg.OpenAIConfig, [data["backends"]["gpu-box"]]),
@@ -375,8 +379,12 @@ def test_the_defaults_the_example_states_are_the_real_ones() -> None:
         for field in msgspec.structs.fields(cfg.ModelConfig):
             if getattr(config.models[name], field.name) != field.default:
                 differing.add(f"models.{name}.{field.name}")
+    for name in data["routes"]:
+        for field in msgspec.structs.fields(cfg.RouteConfig):
+            if getattr(config.routes[name], field.name) != field.default:
+                differing.add(f"routes.{name}.{field.name}")
     assert differing == set(NOT_DEFAULTS)
-    assert msgspec.structs.replace(config, backends={}, models={}) == cfg.Config()
+    assert msgspec.structs.replace(config, backends={}, models={}, routes={}) == cfg.Config()
 
 
 def test_the_example_explains_every_setting_with_its_unit() -> None:

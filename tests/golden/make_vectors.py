@@ -96,6 +96,11 @@ ANSWERS: dict[str, pl.Answer] = {
         embeddings=(bytes.fromhex("0000803f000000c0"),), model="e", usage=pl.Usage(prompt_tokens=2)
     ),
     "empty": pl.Answer(),
+    "validated": pl.Answer(
+        model="m",
+        text="no",
+        validation=pl.Validation(level="high", reasons=("contact",), score=70, verdict="repair"),
+    ),
 }
 
 KEYS: dict[str, tuple[str, str, str, str]] = {
@@ -192,6 +197,17 @@ def frame_vectors() -> list[tuple[str, str, list[bytes]]]:
         ("control-done", "broker -> walled-ctl",
          p.frames(p.CONTROL, request_id(2), None,
                   p.pack_map({"schema": "walled.done/1", "ok": True, "op": "workers.drain"}))),
+        ("request-ladder", "client -> broker",
+         p.frames(p.REQUEST, request_id(4),
+                  p.RequestHeader(model="shop", deadline_ms=3000, stream=True, mode="hybrid",
+                                  context={"item": "bici", "price": "80 €"}, restarts=True), chat)),
+        ("job-context", "broker -> worker",
+         p.frames(p.REQUEST, JOB,
+                  p.JobHeader(model="m", deadline_ms=2900, context={"item": "bici"}), chat)),
+        ("final-degraded", "broker -> client",
+         p.frames(p.FINAL, request_id(4),
+                  p.FinalHeader(source="template", degraded=True, reason="backend_timeout", attempts=2),
+                  answer)),
     ]  # fmt: skip
 
 

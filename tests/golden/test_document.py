@@ -53,7 +53,7 @@ def table(text: str) -> list[dict[str, str]]:
 HEADERS = [
     p.RequestHeader, p.JobHeader, p.AcceptedHeader, p.PartialHeader, p.FinalHeader, p.Phases, p.ErrorHeader,
     p.ReadyHeader, p.ModelInfo, p.CreditHeader, p.HeartbeatHeader,
-    pl.Request, pl.Message, pl.Options, pl.Answer, pl.Usage,
+    pl.Request, pl.Message, pl.Options, pl.Answer, pl.Usage, pl.Validation,
 ]  # fmt: skip
 
 
@@ -64,9 +64,9 @@ def test_fields_and_their_defaults(cls: type[msgspec.Struct]) -> None:
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
-    if field.default is msgspec.NODEFAULT:
+    if field.required:
         return "required"
-    value = field.default
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     if isinstance(value, msgspec.Struct):
         return f"{type(value).__name__}()"
     if value is None:
