@@ -30,11 +30,12 @@ ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctit
 
 SECOND_DOORS = {
     "subprocess": {"walled.adapters.cache_check", "walled_client.starting"},
-    "httpx": {"walled.adapters.ollama"},
+    "httpx": {"walled.adapters.ollama", "walled.adapters.upstream"},
 }
 """subprocess: neither is a child of the daemon with a link and restarts; one is the sacrificial reader of a
 perhaps broken cache, the other a program that starts a daemon of its own.
-httpx: the `ollama` package takes its limits and timeouts and raises its errors, they are part of it."""
+httpx: the `ollama` package takes its limits and timeouts, they are part of it; upstream tells its errors apart
+for both dialects."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",

@@ -12,6 +12,7 @@ from tests.adapters.ollama_rig import ALL, Make, Rig, chat
 from tests.fakes.ollama_records import Model
 from tests.fakes.ollama_server import FakeOllama, Turn
 from walled import errors
+from walled.adapters import ollama_hosts, upstream
 from walled.errors import BackendUnavailable, BootError
 from walled.payload import Options, Request
 
@@ -188,24 +189,60 @@ def test_a_session_stays_on_its_host(fake_ollama: FakeOllama, make_rig: Make, cl
     assert sorted((len(fake_ollama.jobs()), len(second.jobs()))) == [0, 6]
 
 
-def test_before_the_first_token_another_host_takes_over(
+def test_a_host_that_fails_is_asked_once_and_the_next_job_goes_to_another(
     fake_ollama: FakeOllama, make_rig: Make, cleanup: ExitStack
 ) -> None:
     second = cleanup.enter_context(FakeOllama({"demo:latest": ALL}))
     rig = both_up(make_rig, fake_ollama, second)
-    fake_ollama.play(Turn(status=500, error="llama runner process has terminated"))
-    assert rig.ask().answer.text == "Hello, you."
-    fake_ollama.play(Turn(end="cut"))
-    second.play(Turn(end="cut"))
-    job = rig.submit(chat())
-    assert rig.seen.error(job).code == "truncated"
-    assert len(fake_ollama.jobs()) + len(second.jobs()) == 3, "not after it"
-    fake_ollama.turns.clear()
-    second.turns.clear()
+    hosts = (fake_ollama, second)
+    for turn, code in [
+        (Turn(status=500, error="llama runner process has terminated"), "backend_error"),
+        (Turn(status=503, error="server busy"), "backend_overloaded"),
+        (Turn(end="cut"), "truncated"),
+    ]:
+        fake_ollama.script = second.script = lambda asked, turn=turn: turn  # type: ignore[misc]
+        asked = [len(host.jobs()) for host in hosts]
+        assert rig.fail().code == code
+        after = [len(host.jobs()) for host in hosts]
+        assert sum(after) == sum(asked) + 1, "whether to ask again is the broker's to decide"
+        failed = 0 if after[0] > asked[0] else 1
+        fake_ollama.script = second.script = lambda asked: Turn()
+        assert rig.ask().answer.text == "Hello, you."
+        assert len(hosts[1 - failed].jobs()) == asked[1 - failed] + 1, "not where it just failed"
+
+
+def test_a_host_nobody_can_connect_to_was_not_asked_so_another_is(
+    fake_ollama: FakeOllama, make_rig: Make, cleanup: ExitStack
+) -> None:
+    second = cleanup.enter_context(FakeOllama({"demo:latest": ALL}))
+    rig = both_up(make_rig, fake_ollama, second, health_interval_s=60.0)
     fake_ollama.stop()
     for _ in range(3):
         assert rig.ask().answer.text == "Hello, you."
-    assert rig.until(lambda info: info.slots == 1).slots == 1
+    assert len(second.jobs()) == 3
+
+
+def test_a_host_that_hangs_is_left_out_when_its_job_is_given_up(
+    fake_ollama: FakeOllama, make_rig: Make, cleanup: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama_hosts, "HANG_S", 0.0)
+    second = cleanup.enter_context(FakeOllama({"demo:latest": ALL}))
+    rig = both_up(make_rig, fake_ollama, second)
+    hosts = (fake_ollama, second)
+    turn, proof = Turn(hold_at=0), Turn(hold_at=0)
+    fake_ollama.script = second.script = lambda asked: turn
+    job = rig.submit(chat())
+    assert turn.started.wait(10)
+    hung = fake_ollama if fake_ollama.jobs() else second
+    other = hosts[1 - hosts.index(hung)]
+    hung.probe_turns.append(proof)
+    other.script = lambda asked: Turn()
+    rig.backend.cancel(job)
+    assert rig.seen.error(job).code == "cancelled"
+    assert proof.started.wait(10), "it is to be proved"
+    for _ in range(3):
+        assert rig.ask().answer.text == "Hello, you."
+    assert (len(hung.jobs()), len(other.jobs())) == (1, 3)
 
 
 def test_other_weights_under_the_same_name_are_not_mixed(
@@ -279,7 +316,6 @@ def test_sampling_among_load_options(make_rig: Make) -> None:
 
 
 def test_every_typed_error_is_one_of_the_tables() -> None:
-    """The adapter's own subclass travels under its parent's code."""
-    from walled.adapters.ollama import _Silent
-
-    assert errors.BY_CODE[_Silent.code] is BackendUnavailable
+    """The adapters' own subclasses travel under their parents' codes."""
+    assert errors.BY_CODE[upstream.Unreached.code] is BackendUnavailable
+    assert errors.BY_CODE[upstream.SlowConnect.code] is errors.BackendTimeout

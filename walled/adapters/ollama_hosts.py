@@ -24,19 +24,26 @@ from walled.adapters import ollama_wire as wire
 from walled.adapters.backend import BackendInfo
 from walled.adapters.logs import safe_traceback
 from walled.adapters.ollama_catalogue import Catalogue, Facts, Listed
+from walled.adapters.upstream import SlowConnect
 from walled.config import OllamaConfig
 from walled.errors import (
     BackendError,
+    BackendOverloaded,
+    BackendTimeout,
     BackendUnavailable,
     BootError,
     ModelNotFound,
-    Overloaded,
+    Truncated,
     WalledError,
 )
 
 LIST_TIMEOUT_S = 5.0
 DOWN_CHECK_S = 1.0
 """A host that is down is looked at this often, so that service is back soon after it is."""
+AVOID_S = 1.0
+"""After a failed request others go elsewhere for so long, if they can."""
+HANG_S = 0.2
+"""A request cancelled after so much silence puts its host in doubt; one cancelled sooner tells nothing."""
 PULL_SILENCE_S = 600.0
 """Verifying tens of gigabytes is the longest that Ollama says nothing during a pull."""
 PULL_RETRY_S = 60.0
@@ -89,6 +96,8 @@ class Host:
         self.doubted = True
         """To be proved at the next check."""
         self.trouble: WalledError | None = None
+        self.avoid_until_s = 0.0
+        """Requests go elsewhere until then, if they can: a request failed here, or it asked for time."""
         self.listed: dict[str, Listed] = {}
         self.heard_s = 0.0
         """When it last sent something of an answer, by loop time."""
@@ -100,10 +109,16 @@ class Host:
         """The first check is over."""
         self.wake = asyncio.Event()
         self.proof: asyncio.Task[None] | None = None
+        """A generation of one token under way."""
         self.pulls: dict[str, asyncio.Task[None]] = {}
         self.pull_again_s: dict[str, float] = {}
         self.pull_trouble = ""
         self.warned: set[str] = set()
+
+    @property
+    def unsure(self) -> bool:
+        """It has yet to be proved."""
+        return self.doubted or self.proof is not None
 
 
 class Hosts:
@@ -160,7 +175,8 @@ class Hosts:
 
     @asynccontextmanager
     async def lease(self, model: str, session: str, avoid: Collection[Host]) -> AsyncIterator[Host]:
-        """A slot on the least loaded host that has the model, held inside the block.
+        """A slot on the least loaded host that has the model, held inside the block; on one that is in doubt
+        only when no other is free.
 
         Waits while all slots are taken (a host just went down). Raises BackendUnavailable when no host
         outside `avoid` has the model.
@@ -173,11 +189,16 @@ class Hosts:
             if free:
                 break
             await self._moved.wait()
-        host = min(free, key=lambda candidate: candidate.in_flight)
+        now = asyncio.get_running_loop().time()
+        sound = [host for host in free if not host.unsure and now >= host.avoid_until_s]
+        if sound:
+            host = min(sound, key=lambda candidate: candidate.in_flight)
+        else:
+            host = min(free, key=lambda candidate: (candidate.unsure, candidate.avoid_until_s))
         if session:
             # The same host keeps the prefix of the conversation in its KV cache.
             home = able[zlib.crc32(session.encode("utf-8", "replace")) % len(able)]
-            host = home if home in free else host
+            host = home if home in sound else host
         host.in_flight += 1
         try:
             if host.proof is not None and host.in_flight >= host.cap:
@@ -212,14 +233,29 @@ class Hosts:
                 host.reloads,
             )
 
-    def doubt(self, host: Host, error: WalledError, *, gone: bool) -> None:
-        """A request met trouble there. `gone`: nobody answers at all, so send no more until proved."""
+    def failed(self, host: Host, error: BackendError) -> None:
+        """A request failed there. Without an answer, or with half of one, the host has to be proved."""
+        now = asyncio.get_running_loop().time()
+        host.avoid_until_s = max(host.avoid_until_s, now + (error.retry_after_s or AVOID_S))
+        if isinstance(error, BackendUnavailable | SlowConnect):
+            self._doubt(host)
+            if host.up:
+                host.up = False
+                host.trouble = error
+                _log.warning("%s gets no requests until it is proved again: %s", host.url, error.message)
+                self._announce()
+        elif isinstance(error, Truncated | BackendTimeout):
+            self._doubt(host)
+
+    def unheard(self, host: Host, began_s: float) -> None:
+        """A request that began then was cancelled. When the host has told nobody anything since, it may hang:
+        it is to be proved, but it is not down, for loading a model is silent too."""
+        silent_s = asyncio.get_running_loop().time() - max(began_s, host.heard_s)
+        if silent_s >= HANG_S:
+            self._doubt(host)
+
+    def _doubt(self, host: Host) -> None:
         host.doubted = True
-        if gone and host.up:
-            host.up = False
-            host.trouble = error
-            _log.warning("%s gets no requests until it is proved again: %s", host.url, error.message)
-            self._announce()
         host.wake.set()
 
     def _able(self, model: str) -> list[Host]:
@@ -340,7 +376,7 @@ class Hosts:
         if proof.cancelled():
             return
         error = proof.exception()
-        if isinstance(error, Overloaded) and host.up:
+        if isinstance(error, BackendOverloaded) and host.up:
             return  # busy is not dead
         if error is not None:
             raise error

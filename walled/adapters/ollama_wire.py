@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,10 +25,14 @@ from typing import Any
 from walled.adapters.backend import Timings
 from walled.errors import (
     BackendError,
+    BackendOverloaded,
+    BackendTimeout,
+    BackendUnauthorized,
+    BackendUnavailable,
     BadRequest,
+    ContentRefused,
     ContextTooLong,
     ModelNotFound,
-    Overloaded,
     Truncated,
     Unsupported,
     WalledError,
@@ -45,7 +50,6 @@ PROBE = Request(
 EMBED_PROBE = Request(kind="embed", input=("ok",))
 
 OVERLOAD_RETRY_S = 1.0
-MAX_MESSAGE_CHARS = 240
 
 _NS_PER_MS = 1_000_000.0
 _PATHS = {"chat": "/api/chat", "generate": "/api/generate", "embed": "/api/embed"}
@@ -61,6 +65,24 @@ _TOO_LONG = (
     "longer than the context length", "exceeds maximum context length",
 )  # fmt: skip
 _NOT_SUPPORTED = ("does not support", "is not supported by")
+_LOADING = ("loading model", "model is loading", "unavailable_error")
+_POLICY = (
+    "content_policy_violation", "content_filter", "content policy", "content filter", "safety policy",
+    "usage policy", "moderation",
+)  # fmt: skip
+_CATEGORIES = {
+    "harassment": "harass", "hate": r"\bhate", "illicit": r"\billicit", "jailbreak": "jailbreak",
+    "self-harm": r"self[-_ ]harm", "sexual": "sexual", "violence": "violen",
+}  # fmt: skip
+_KNOWN = (
+    "requires more system memory", "llama runner process has terminated", "server busy", "loading model",
+    "llama runner process no longer running", "unexpected eof", "unable to allocate", "out of memory",
+    "timed out waiting for llama runner", "request canceled", "does not support chat", "cannot unmarshal",
+    "does not support tools", "does not support", "is not supported by", "json schema conversion failed",
+    "error parsing tool call", "file does not exist", "no space left on device", "no such host",
+    "connection refused",
+)  # fmt: skip
+"""Phrases of Ollama and its engine that can be told."""
 
 
 def full_name(name: str) -> str:
@@ -281,37 +303,88 @@ def _count(record: Mapping[str, Any], name: str) -> int:
 # --- failing -----------------------------------------------------------------------------------------
 
 
-def error_of(status: int, text: str, model: str, host: str) -> WalledError:
-    """The typed error for an HTTP status and error text; status below 100 means inside a stream."""
-    said = _innermost(text)
-    short = said.partition("\n")[0][:MAX_MESSAGE_CHARS] or "no reason given"
-    if any(mark in said or mark in text for mark in _TOO_LONG):
-        return ContextTooLong(f"{model}: {short}")
-    if status == 501 or any(mark in said for mark in _NOT_SUPPORTED):
+def said(data: bytes) -> str:
+    """The error text of a body or record: what stands below "error", itself JSON when it is no text."""
+    try:
+        error = json.loads(data)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return error if isinstance(error, str) else json.dumps({"error": error})
+
+
+def error_of(
+    status: int, text: str, model: str, host: str, retry_after_s: float | None = None
+) -> WalledError:
+    """The typed error for an HTTP status and error text; status below 100 means inside a stream.
+
+    The server's words may quote the prompt or the answer (a tool call it could not read, say), so of them
+    only known phrases and figures are passed on.
+    """
+    inner, kind, code = _innermost(text)
+    if status < 100 and code >= 400:
+        status = code
+    low = f"{kind} {inner}".lower()
+    short = _known(inner)
+    if any(mark in low for mark in _TOO_LONG):
+        return ContextTooLong(f"{model}: the prompt does not fit the context window{_figures(inner)}")
+    if status != 404 and not _phrase(low) and (reason := policy_reason(low)):
+        return ContentRefused(f"{model} on {host}: refused by content policy ({reason})")
+    if status in (429, 503) or any(mark in low for mark in _LOADING):
+        wait_s = OVERLOAD_RETRY_S if retry_after_s is None else retry_after_s
+        return BackendOverloaded(f"{host} takes no more at present: {short}", retry_after_s=wait_s)
+    if status == 501 or any(mark in low for mark in _NOT_SUPPORTED):
         return Unsupported(f"{model} on {host}: {short}")
     if status == 404:
-        if "not found" in said and "page not found" not in said:
+        if "not found" in low and "page not found" not in low:
             return ModelNotFound(
                 f"{host} has no model {model}; run `ollama pull {model}` there, or set pull = true"
             )
         return BackendError(f"{host} has no such endpoint; is it an Ollama server, and a recent one?")
-    if status == 503:
-        return Overloaded(f"{host}: {short}", retry_after_s=OVERLOAD_RETRY_S)
     if status == 400:
         return BadRequest(f"{host} refused the request: {short}")
     if status in (401, 403):
-        return BackendError(
-            f"{host} refused access (HTTP {status}): {short}; see its OLLAMA_ORIGINS and proxies"
+        return BackendUnauthorized(
+            f"{host} refused access (HTTP {status}); see its OLLAMA_ORIGINS, proxies and OLLAMA_API_KEY"
         )
     where = f"HTTP {status}" if status >= 100 else "inside the stream"
+    if status == 502:
+        return BackendUnavailable(f"{host} is not behind its proxy ({where})", retry_after_s=OVERLOAD_RETRY_S)
+    if status in (408, 504):
+        return BackendTimeout(f"{host} was too slow for its proxy ({where})")
     return BackendError(f"{host} failed ({where}): {short}")
 
 
-def _innermost(text: str) -> str:
-    """The message inside the engine's nested JSON, or the text itself."""
+def policy_reason(words: str) -> str:
+    """The code or category of a refusal by content policy in lower-case words; "" when they tell of none."""
+    code = next((mark for mark in _POLICY if mark in words), "")
+    if not code:
+        return ""
+    found = [name for name, pattern in _CATEGORIES.items() if re.search(pattern, words)]
+    return ": ".join(filter(None, (code.replace(" ", "_"), ", ".join(found))))
+
+
+def _phrase(low: str) -> str:
+    return next((phrase for phrase in _KNOWN if phrase in low), "")
+
+
+def _known(text: str) -> str:
+    phrase = _phrase(text.lower())
+    return phrase + _figures(text) if phrase else "its reason is not passed on, it may quote the request"
+
+
+def _figures(text: str) -> str:
+    found = re.findall(r"\b\d[\d.]{0,9} (?:[KMGT]i?B|tokens)\b", text)[:3]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _innermost(text: str) -> tuple[str, str, int]:
+    """Message, type and code inside the engine's nested JSON, or the text itself."""
     try:
-        nested = json.loads(text)
-        inner = nested["error"]
-        return str(inner["message"] if isinstance(inner, dict) else inner)
+        inner = json.loads(text)["error"]
+        if not isinstance(inner, dict):
+            return str(inner), "", 0
+        code = inner.get("code")
+        kinds = f"{inner.get('type', '')} {'' if isinstance(code, int) else code or ''}"
+        return str(inner.get("message", "")), kinds, code if isinstance(code, int) else 0
     except (ValueError, KeyError, TypeError, RecursionError):
-        return text.strip()
+        return text.strip(), "", 0

@@ -1,10 +1,11 @@
-"""Any OpenAI-compatible server (vLLM, llama-server, LM Studio): the only door to httpx besides its tests.
+"""Any OpenAI-compatible server (vLLM, llama-server, LM Studio).
 
-May live here: calls over HTTP, the end of a stream told from its breaking off, HTTP's errors made ours. May
-not: the dialect itself (openai_format.py), queueing.
+May live here: calls over HTTP, the end of a stream told from its breaking off. May not: the dialect itself
+(openai_format.py, openai_errors.py), what breaks in transit (upstream.py), the loop (loop_thread.py),
+queueing, time limits of jobs: silence and deadlines are judged by the worker, which then cancels.
 
-All calls run on one event loop in one thread. A cancelled job closes its connection, which is how these
-servers learn that nobody listens any more. Proxies of the environment are not used: the server is one's own.
+A cancelled job closes its connection, which is how these servers learn that nobody listens any more. Proxies
+of the environment are not used: the server is one's own.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import msgspec
 
 from walled import __version__
+from walled.adapters import upstream
 from walled.adapters.backend import BackendInfo, Delta, Done, Emit, Failed, Job, Timings, require
+from walled.adapters.loop_thread import LoopThread
 from walled.adapters.openai_errors import NoChat, refusal, status_of
 from walled.adapters.openai_format import Assembly, chat_body, completion_body, embedding_answer
 from walled.config import OpenAIConfig
@@ -33,22 +35,22 @@ from walled.errors import (
     BackendUnavailable,
     BadRequest,
     BootError,
-    Cancelled,
-    InternalError,
     ModelNotFound,
-    Truncated,
     Unsupported,
     WalledError,
 )
 from walled.protocol import ModelInfo
 
+MAX_ERROR_BYTES = 1024 * 1024
 MAX_EVENT_BYTES = 4 * 1024 * 1024
-MAX_REPLY_BYTES = 64 * 1024 * 1024
+LIST_S = 5.0
+"""At start: how long the list of models may take."""
 LAST_WORDS_S = 2.0
 """After the end mark: how long the token counts and [DONE] may take."""
 TRAILER_S = 0.1
 """After [DONE]: how long the end of the HTTP body may take."""
-CLOSE_S = 2.0
+YIELD_EVERY = 32
+"""Events after which a stream lets others run: a fast server's backlog must not hold up a cancel."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -61,60 +63,39 @@ class OpenAIBackend:
         # A job that waited for a connection would be queued inside the backend.
         self._slots = min(slots, config.connections)
         self._where = _without_password(config.base_url)
-        self._emit: Emit = _nobody
         self._infos: dict[str, ModelInfo] = {}
         self._upstream: dict[str, str] = {}
         self._no_chat: set[str] = set()
         """Models that are completed without a chat template, found out by trying."""
-        self._tasks: dict[int, asyncio.Task[Done]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread: threading.Thread | None = None
         self._client: httpx.AsyncClient | None = None
+        self._loop = LoopThread("openai", self._run, self._release)
 
     # --- the Backend interface ---
 
     def start(self, emit: Emit) -> BackendInfo:
-        self._emit = emit
-        headers = {"user-agent": f"walled/{__version__}", **self._authorization()}
-        self._client = self._made_client(headers)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
-        self._thread.start()
+        self._client = self._made_client({"user-agent": f"walled/{__version__}", **self._authorization()})
         try:
-            self._wait(self._prepare())
+            return self._loop.start(emit, self._prepare())
         except (BadRequest, ModelNotFound, Unsupported, BackendUnauthorized) as exc:
-            self.close()
             raise BootError(f"{self._where}: a one-token request is refused: {exc.message}") from None
         except WalledError as exc:
-            self.close()
             if isinstance(exc, BootError | BackendUnavailable):
                 raise
             raise BackendUnavailable(exc.message) from None
-        return BackendInfo(tuple(self._infos.values()), self._slots, self._config.max_loaded_models)
 
     def submit(self, job: Job) -> None:
         try:
             require(job.request, self._infos[job.model])
         except WalledError as error:
-            self._emit(Failed(job.job_id, error))
+            self._loop.emit(Failed(job.job_id, error))
             return
-        self._loop.call_soon_threadsafe(self._begin, job)
+        self._loop.submit(job)
 
     def cancel(self, job_id: int) -> None:
-        if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._cancel, job_id)
+        self._loop.cancel(job_id)
 
     def close(self) -> None:
-        if self._thread is None:
-            self._loop.close()
-            return
-        self._wait(self._end_all())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._thread = None
         self._loop.close()
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     # --- start ---
 
@@ -144,7 +125,7 @@ class OpenAIBackend:
         except (httpx.InvalidURL, ValueError) as exc:
             raise BootError(f"base_url {self._where!r} is not a URL: {exc}") from None
 
-    async def _prepare(self) -> None:
+    async def _prepare(self) -> BackendInfo:
         """What the server has, and a real one-token call."""
         listed = await self._listed()
         wanted = dict(self._config.models) or {name: name for name in listed or ()}
@@ -156,19 +137,20 @@ class OpenAIBackend:
                 f"{self._where}: does not have the model {', '.join(missing)}; it has: "
                 f"{', '.join(sorted(listed or ())) or 'none'}"
             )
-        for name, upstream in wanted.items():
-            self._upstream[name] = upstream
-            self._infos[name] = self._describe(name, upstream, (listed or {}).get(upstream, {}))
+        for name, theirs in wanted.items():
+            self._upstream[name] = theirs
+            self._infos[name] = self._describe(name, theirs, (listed or {}).get(theirs, {}))
         try:
             async with asyncio.timeout(self._config.first_token_timeout_s):
                 await self._probe(next(iter(wanted.values())))
         except TimeoutError:
             raise BackendUnavailable(f"{self._where}: does not answer a one-token request") from None
+        return BackendInfo(tuple(self._infos.values()), self._slots, self._config.max_loaded_models)
 
     async def _listed(self) -> dict[str, dict[str, Any]] | None:
         """The server's models; None when it has no list."""
         try:
-            async with asyncio.timeout(self._config.connect_timeout_s + 10):
+            async with asyncio.timeout(self._config.connect_timeout_s + LIST_S):
                 reply = await self._call("GET", "models")
             return {str(entry["id"]): entry for entry in reply["data"]}
         except (ModelNotFound, Unsupported):
@@ -205,118 +187,71 @@ class OpenAIBackend:
 
     # --- jobs (on the loop) ---
 
-    def _begin(self, job: Job) -> None:
-        task = self._loop.create_task(self._run(job))
-        self._tasks[job.job_id] = task
-        # A task that is cancelled before its first step never runs a line of its own: only this sees its end.
-        task.add_done_callback(lambda task: self._ended(job.job_id, task))
-
-    def _cancel(self, job_id: int) -> None:
-        task = self._tasks.get(job_id)
-        if task is not None:
-            task.cancel()
-
-    def _ended(self, job_id: int, task: asyncio.Task[Done]) -> None:
-        del self._tasks[job_id]
-        if task.cancelled():
-            self._emit(Failed(job_id, Cancelled("cancelled")))
-            return
-        error = task.exception()
-        if error is None:
-            self._emit(task.result())
-        elif isinstance(error, WalledError):
-            self._emit(Failed(job_id, error))
-        else:
-            self._emit(Failed(job_id, InternalError(f"openai adapter: {type(error).__name__}")))
-
-    async def _end_all(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_S)
+    async def _release(self) -> None:
         if self._client is not None:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._client.aclose(), CLOSE_S)
+            await self._client.aclose()
 
     async def _run(self, job: Job) -> Done:
-        request, upstream = job.request, self._upstream[job.model]
+        """The answer of one generation. Only a server without a chat endpoint, or a model without a chat
+        template, is asked twice, on the other endpoint: it generated nothing, and it is remembered."""
+        request, upstream_name = job.request, self._upstream[job.model]
         if request.kind == "embed":
             began = time.monotonic()
             body: dict[str, Any] = {
-                "model": upstream,
+                "model": upstream_name,
                 "input": list(request.input),
                 "encoding_format": "float",
             }
-            try:
-                async with asyncio.timeout(self._config.first_token_timeout_s):
-                    reply = await self._call("POST", "embeddings", body)
-            except TimeoutError:
-                raise BackendError(f"{self._where}: no embeddings within first_token_timeout_s") from None
+            reply = await self._call("POST", "embeddings", body)
             took_ms = (time.monotonic() - began) * 1000
             answer = embedding_answer(reply, len(request.input), job.model)
             return Done(job.job_id, answer, Timings(prefill_ms=took_ms))
         if job.model not in self._no_chat:
             try:
-                return await self._stream(job, "chat/completions", {"model": upstream, **chat_body(request)})
+                body = {"model": upstream_name, **chat_body(request)}
+                return await self._stream(job, "chat/completions", body)
             except NoChat:
                 if request.kind == "chat":
                     raise Unsupported(f"model {job.model} has no chat template; use generate") from None
                 self._no_chat.add(job.model)
         elif request.kind == "chat":
             raise Unsupported(f"model {job.model} has no chat template; use generate")
-        return await self._stream(job, "completions", {"model": upstream, **completion_body(request)})
+        return await self._stream(job, "completions", {"model": upstream_name, **completion_body(request)})
 
     async def _stream(self, job: Job, path: str, body: dict[str, Any]) -> Done:
-        began = time.monotonic()
-        first_s = 0.0
+        began, first_s, count = time.monotonic(), 0.0, 0
         assembly = Assembly()
         timings: dict[str, Any] = {}
         async with contextlib.AsyncExitStack() as stack:
-            limit_s = self._config.first_token_timeout_s
-            try:
-                async with asyncio.timeout(limit_s):
-                    response = await self._opened(stack, path, body)
-            except TimeoutError:
-                raise BackendError(f"{self._where}: no answer within first_token_timeout_s") from None
-            events = _events(response)
+            events = _events(await self._opened(stack, path, body), self._where)
             while True:
-                if assembly.finished:
-                    limit_s = min(LAST_WORDS_S, self._config.inter_token_timeout_s)
-                elif first_s:
-                    limit_s = self._config.inter_token_timeout_s
-                else:
-                    limit_s = max(0.001, began + self._config.first_token_timeout_s - time.monotonic())
                 try:
-                    async with asyncio.timeout(limit_s):
+                    async with asyncio.timeout(LAST_WORDS_S if assembly.finished else None):
                         data = await anext(events, None)
-                except TimeoutError:
+                except (TimeoutError, BackendError):
                     if assembly.finished:
                         break
-                    what = "inter_token_timeout_s" if first_s else "first_token_timeout_s"
-                    raise BackendError(f"{self._where}: the stream stalled for {what}") from None
-                except httpx.TransportError:
-                    if assembly.finished:
-                        break
-                    raise Truncated(f"{self._where}: the stream broke off before its end mark") from None
+                    raise
                 if data is None:
                     break
                 if data == b"[DONE]":
                     assembly.end()
-                    with contextlib.suppress(TimeoutError, httpx.TransportError):
+                    with contextlib.suppress(TimeoutError, BackendError):
+                        # A response read to its end leaves a reusable connection.
                         async with asyncio.timeout(TRAILER_S):
-                            await anext(
-                                events, None
-                            )  # a response read to its end leaves a reusable connection
+                            await anext(events, None)
                     break
                 chunk = self._chunk(data)
-                text = assembly.take(chunk)
-                if text or assembly.finished:
+                before = assembly.pieces
+                text = self._taken(assembly, chunk)
+                if assembly.pieces > before:
                     first_s = first_s or time.monotonic()
-                if text:
-                    self._emit(Delta(job.job_id, text))
+                    self._loop.emit(Delta(job.job_id, text))  # a thought is no text, but a sign of life
                 if isinstance(chunk.get("timings"), dict):
                     timings = chunk["timings"]
+                count += 1
+                if count % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
         ended = time.monotonic()
         first_s = first_s or ended
         return Done(
@@ -327,6 +262,12 @@ class OpenAIBackend:
                 decode_ms=float(timings.get("predicted_ms") or (ended - first_s) * 1000),
             ),
         )
+
+    def _taken(self, assembly: Assembly, chunk: dict[str, Any]) -> str:
+        try:
+            return assembly.take(chunk)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise BackendError(f"{self._where}: a chunk of the stream is not one of OpenAI's") from None
 
     def _chunk(self, data: bytes) -> dict[str, Any]:
         try:
@@ -345,10 +286,7 @@ class OpenAIBackend:
         """A call whose reply is one JSON object."""
         async with contextlib.AsyncExitStack() as stack:
             response = await self._opened(stack, path, body, method)
-            try:
-                data = await _read(response, MAX_REPLY_BYTES)
-            except httpx.TransportError:
-                raise Truncated(f"{self._where}: the reply to {path} broke off") from None
+            data = await upstream.read(response, self._where)
         return self._chunk(data)
 
     async def _opened(
@@ -358,70 +296,50 @@ class OpenAIBackend:
         body: dict[str, Any] | None,
         method: str = "POST",
     ) -> httpx.Response:
-        """A response whose status is good. A kept connection that the server has closed in the meantime is
-        tried once more on a new one."""
+        """A response whose status is good; sent once, whatever happens."""
         assert self._client is not None
-        for last in (False, True):
-            try:
-                return await self._checked(stack, self._client.stream(method, path, json=body), path)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-                raise BackendUnavailable(
-                    f"{self._where}: cannot be reached ({type(exc).__name__}); is the server running?"
-                ) from None
-            except httpx.TransportError as exc:
-                if last:
-                    raise BackendUnavailable(
-                        f"{self._where}: hung up before it answered ({type(exc).__name__})"
-                    ) from None
-        raise AssertionError
-
-    async def _checked(self, stack: contextlib.AsyncExitStack, call: Any, path: str) -> httpx.Response:
-        response: httpx.Response = await stack.enter_async_context(call)
+        config = self._config
+        try:
+            response: httpx.Response = await stack.enter_async_context(
+                self._client.stream(method, path, json=body)
+            )
+        except httpx.RequestError as exc:
+            raise upstream.unanswered(self._where, exc, config.connect_timeout_s) from None
         if response.status_code == 200:
             return response
         try:
-            said = await _read(response, MAX_EVENT_BYTES)
-        except (httpx.TransportError, BackendError):
-            said = b""
-        retry_after = response.headers.get("retry-after", "")
+            said = await upstream.read(response, self._where, MAX_ERROR_BYTES)
+        except BackendError:
+            said = b""  # the status says enough
         raise refusal(
             self._where,
-            self._config.api_key_env,
+            config.api_key_env,
             response.status_code,
             said,
             path=path,
-            retry_after=retry_after,
+            retry_after_s=upstream.retry_after_s(response.headers.get("retry-after", "")),
         )
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    parts, size = [], 0
-    async for part in response.aiter_bytes():
-        size += len(part)
-        if size > limit:
-            raise BackendError(f"a reply of more than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _events(response: httpx.Response, where: str) -> AsyncIterator[bytes]:
     """The data of each server-sent event. An event that is cut off is not an event."""
-    rest = b""
-    lines: list[bytes] = []
-    size = 0
-    async for part in response.aiter_bytes():
-        rest += part
-        size += len(part)
-        if size > MAX_EVENT_BYTES:
-            raise BackendError(f"a streamed event of more than {MAX_EVENT_BYTES} bytes")
-        *whole, rest = rest.split(b"\n")
-        for line in whole:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                lines.append(line[5:].removeprefix(b" "))
-            elif not line and lines:
-                yield b"\n".join(lines)
-                lines, size = [], 0
+    gathered: list[bytes] = []
+    size, foreign = 0, b""
+    async for line in upstream.lines(response, where):
+        if line.data.startswith(b"data:") and line.whole:
+            gathered.append(line.data[5:].removeprefix(b" "))
+            size += len(line.data)
+            if size > MAX_EVENT_BYTES:
+                raise BackendError(f"{where}: a streamed event of more than {MAX_EVENT_BYTES} bytes")
+        elif not line.data and gathered:
+            yield b"\n".join(gathered)
+            gathered, size = [], 0
+        elif line.data and not line.data.startswith((b":", b"event:", b"id:", b"retry:", b"data:")):
+            foreign += line.data[: MAX_ERROR_BYTES - len(foreign)]
+    if foreign.startswith(b"{") and b'"error"' in foreign:
+        yield foreign  # an error object instead of a stream, under status 200
+    elif foreign:
+        raise BackendError(f"{where}: answers what is not a stream of events; base_url should end with /v1")
 
 
 def _without_password(url: str) -> str:
@@ -429,7 +347,3 @@ def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def _nobody(event: object) -> None:
-    raise RuntimeError("start() first")

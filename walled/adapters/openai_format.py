@@ -11,6 +11,7 @@ import json
 import struct
 from typing import Any
 
+from walled.adapters.openai_errors import filtered, refused
 from walled.errors import BackendError, Truncated, Unsupported
 from walled.payload import Answer, FinishReason, Message, Request, Usage, canonical_json
 
@@ -120,19 +121,24 @@ class Assembly:
         self._thinking: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._finish = ""
+        self._filtered: list[str] = []
+        self.pieces = 0
+        """Texts, thoughts and parts of tool calls so far; no other chunk tells that the model is alive."""
+        self._declined = False
         self.usage = Usage()
 
     def take(self, chunk: dict[str, Any]) -> str:
         """Add a chunk; the text it brought, "" when none."""
         usage = chunk.get("usage")
         if usage:
-            self.usage = Usage(usage.get("completion_tokens") or 0, usage.get("prompt_tokens") or 0)
+            self.usage = Usage(_count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens")))
         choices = chunk.get("choices")
         if not choices:
             return ""
         choice = choices[0]
         if choice.get("finish_reason"):
             self._finish = choice["finish_reason"]
+            self._filtered = filtered(choice.get("content_filter_results"))
         delta = choice.get("delta")
         if delta is None:
             text: str = choice.get("text") or ""
@@ -140,11 +146,17 @@ class Assembly:
             text = delta.get("content") or ""
             thought = delta.get("reasoning_content") or delta.get("reasoning")
             if thought:
-                self._thinking.append(thought)
+                self._thinking.append(str(thought))
+                self.pieces += 1
+            self._declined = self._declined or bool(delta.get("refusal"))
             for call in delta.get("tool_calls") or ():
                 self._take_call(call)
+                self.pieces += 1
+        if not isinstance(text, str):
+            raise TypeError("content is not text")
         if text:
             self._texts.append(text)
+            self.pieces += 1
         return text
 
     def _take_call(self, call: dict[str, Any]) -> None:
@@ -168,10 +180,14 @@ class Assembly:
         return bool(self._finish)
 
     def answer(self, model: str) -> Answer:
-        """The whole answer. Raises Truncated when its end mark has not come, BackendError when the server
-        refused to go on (a content filter)."""
+        """The whole answer. Raises Truncated when its end mark has not come, ContentRefused when the server
+        refused to go on."""
         if not self._finish:
             raise Truncated("the answer broke off before its end mark")
+        if self._finish == "content_filter":
+            raise refused("", self._finish, self._filtered)
+        if self._declined and not self._texts:
+            raise refused("", "refusal", [])
         finish = _FINISH.get(self._finish)
         if finish is None:
             raise BackendError(f"the server ended the answer with finish_reason {self._finish[:40]!r}")
@@ -195,8 +211,13 @@ def embedding_answer(reply: dict[str, Any], expected: int, model: str) -> Answer
         raise BackendError("the server's embeddings are not lists of numbers") from None
     if len(vectors) != expected or len({len(vector) for vector in vectors}) != 1:
         raise BackendError(f"the server sent {len(vectors)} embeddings for {expected} texts")
-    used = (reply.get("usage") or {}).get("prompt_tokens") or 0
+    usage = reply.get("usage")
+    used = _count(usage.get("prompt_tokens")) if isinstance(usage, dict) else 0
     return Answer(model=model, embeddings=vectors, usage=Usage(0, used))
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _vector(value: Any) -> bytes:
