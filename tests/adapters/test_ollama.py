@@ -202,7 +202,7 @@ def test_loading_a_model_is_not_an_answer(fake_ollama: FakeOllama, make_rig: Mak
         b'HTTP/1.1 200 OK\r\nContent-Length: 37\r\n\r\n{"message":{"content":5},"done":true}\n',
         b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 18\r\n\r\n404 page not found",
-        b'HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n{"response": "\xff\xfe"}    ',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"response": "\xff\xfe"}',
     ],
     ids=["text", "list", "message", "content", "redirect", "no-endpoint", "not-utf-8"],
 )
