@@ -138,7 +138,7 @@ def step(name: str) -> int:
         return 2
     if name.startswith("walled.core"):
         return 3
-    if name.startswith(("walled.adapters", "walled.models")):
+    if name.startswith(("walled.adapters", "walled.models", "walled.templates")):
         return 4
     if name in ROLES:
         return 5

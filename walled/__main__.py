@@ -12,6 +12,7 @@ import click
 
 import walled
 from walled import config as configuration
+from walled.adapters import template_files
 from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError
 
 EXIT_STOPPED = 0
@@ -48,6 +49,7 @@ def main(config_path: Path | None, check: bool) -> None:
     """Run the walled daemon in the foreground: it stands in front of a language model and keeps answering."""
     try:
         config = configuration.load(config_path)
+        template_files.load(config)
     except ConfigError as exc:
         _fail(exc.message, EXIT_CONFIG)
     if check:

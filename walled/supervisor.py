@@ -22,7 +22,7 @@ from typing import Any
 import walled
 from walled import config as configuration
 from walled import link as wire
-from walled.adapters import detect, logs, process
+from walled.adapters import detect, logs, process, template_files
 from walled.adapters.notify import Notifier
 from walled.adapters.runlock import AlreadyRunning, Manifest, RunLock
 from walled.config import Config
@@ -366,6 +366,7 @@ class Supervisor:
         """Read the file again; on any trouble keep what is running."""
         try:
             new = configuration.load(self._config_path)
+            template_files.load(new)
             merged, kept = staffing.merge(self._config, new)
             # Old and new values together may be impossible; a child would refuse them.
             configuration.from_plain(configuration.to_plain(merged), "the running values with the new ones")

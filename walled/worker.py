@@ -23,7 +23,7 @@ from walled import config as cfg
 from walled import link as lk
 from walled import payload as pl
 from walled import protocol as wire
-from walled.adapters import logs, registry
+from walled.adapters import logs, registry, template_files
 from walled.adapters.backend import Backend, BackendInfo, Changed, Delta, Done, Failed, Job, Unloads
 from walled.adapters.process import Link, LinkClosed
 from walled.adapters.relief import Action, SelfRelief, worker_limits
@@ -38,6 +38,7 @@ from walled.errors import (
     BackendUnavailable,
     BadRequest,
     Cancelled,
+    ConfigError,
     Draining,
     InternalError,
     ModelNotFound,
@@ -166,6 +167,10 @@ class Worker:
     def _put_metas(self) -> None:
         if self._storer is not None:
             self._storer.put_meta(served.metas(self._config, self._place, self._models))
+            try:
+                self._storer.put_templates(template_files.load(self._config).pack())
+            except ConfigError as exc:  # a file that was right at the start has been changed since
+                _log.error("templates: %s; those published last stay", exc.message)
 
     # --- memory ---
 

@@ -40,6 +40,8 @@ MAX_REMEMBERED: Final = 1024
 """Model names a reader remembers; names come from callers, so there could be any number."""
 MAX_META_KEY_BYTES: Final = 480  # LMDB takes keys of up to 511
 
+TEMPLATES_KEY: Final = b"set"
+
 Batch = dict[bytes, tuple[Record, bytes]]
 """Key -> record and its packed form."""
 
@@ -90,6 +92,7 @@ class CacheReader:
         self._env = cache_env.acquire(directory)
         self._checked_s = -math.inf
         self._meta: dict[str, tuple[float, int, ModelMeta | None]] = {}
+        self._templates: tuple[float, int, bytes | None] | None = None
         self._closed = False
         self.hits = 0
         self.stale_hits = 0
@@ -211,6 +214,32 @@ class CacheReader:
             env.failed(exc)
             self._count_error(exc)
         return None
+
+    def templates(self) -> bytes | None:
+        """The packed template set, None when there is none; the same object while nothing has changed.
+
+        Remembered, and looked at anew after a second or a reopening, as `meta` is.
+        """
+        env = self._env
+        clock_s = time.monotonic()
+        known = self._templates
+        if known is not None and clock_s - known[0] < CHECK_S and known[1] == env.generation:
+            return known[2]
+        found: bytes | None = None
+        if not self._closed:
+            env.verify()
+        try:
+            if env.reading is not None:
+                with env.reading_txn() as txn:
+                    value = txn.get(TEMPLATES_KEY, db=env.templates)
+                    found = None if value is None else bytes(value)
+        except StoreError as exc:
+            env.failed(exc)
+            self._count_error(exc)
+        if known is not None and found == known[2]:
+            found = known[2]
+        self._templates = (clock_s, env.generation, found)
+        return found
 
     def stats(self) -> CacheStats:
         """The file's figures, zero where it cannot be read, and this process's counts."""
@@ -397,6 +426,29 @@ class CacheWriter(CacheReader):
             return 0
         self._meta.clear()
         return len(values)
+
+    def put_templates(self, packed: bytes) -> bool:
+        """Publish the template set; whether it is there. An unchanged one costs nothing."""
+        if not self._closed:
+            self._env.verify()
+        if self._reopened() is None:
+            return False
+        env = self._env
+        try:
+            with env.write_lock:
+                with env.reading_txn() as txn:
+                    known = txn.get(TEMPLATES_KEY, db=env.templates)
+                    changed = known is None or bytes(known) != packed
+                if changed:
+                    with env.writing_txn() as txn:
+                        txn.put(TEMPLATES_KEY, packed, db=env.templates)
+                    env.extend()
+        except StoreError as exc:
+            env.failed(exc)
+            self._count_error(exc)
+            return False
+        self._templates = None
+        return True
 
     def purge(
         self, *, namespace: str | None = None, model: str | None = None, key: bytes | None = None

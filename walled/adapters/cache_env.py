@@ -90,6 +90,7 @@ class Environment:
         self.answers: Any = None
         self.expiry: Any = None
         self.meta: Any = None
+        self.templates: Any = None
         self.generation = 0
         """Goes up with every opening: what was remembered from the last one may be void."""
         self.problem = ""
@@ -162,6 +163,7 @@ class Environment:
             self._refuse_truncated(env)
         handles = {name: env.open_db(name, create=self._writable) for name in DATABASES}
         self.answers, self.expiry, self.meta = handles[ANSWERS], handles[EXPIRY], handles[META]
+        self.templates = handles[TEMPLATES]
         self._handles = tuple(handles.values())
         if self._writable:
             self.extend()
@@ -204,7 +206,7 @@ class Environment:
     def _close(self) -> None:
         """Close; the caller holds `lock`."""
         self.reading = None
-        self.answers = self.expiry = self.meta = None
+        self.answers = self.expiry = self.meta = self.templates = None
         env, self._env = self._env, None
         self._seen = None
         if env is not None:

@@ -46,6 +46,7 @@ class Storer:
         self._wake = threading.Condition()
         self._records: list[tuple[int, Record]] = []
         self._metas: list[ModelMeta] = []
+        self._templates: bytes | None = None
         self._closing = False
         self._trimming = False
         self._thread = threading.Thread(target=self._run, name="storer", daemon=True)
@@ -63,6 +64,12 @@ class Storer:
     def put_meta(self, metas: Sequence[ModelMeta]) -> None:
         with self._wake:
             self._metas.extend(metas)
+            self._wake.notify()
+
+    def put_templates(self, packed: bytes) -> None:
+        """Publish the template set; only the last one counts."""
+        with self._wake:
+            self._templates = packed
             self._wake.notify()
 
     def trim(self) -> None:
@@ -84,16 +91,21 @@ class Storer:
         next_check_s = time.monotonic() + READER_CHECK_S
         while True:
             with self._wake:
-                while not (self._records or self._metas or self._trimming or self._closing):
+                while not (
+                    self._records or self._metas or self._templates or self._trimming or self._closing
+                ):
                     if not self._wake.wait(max(0.0, next_check_s - time.monotonic())):
                         break
                 records, self._records = self._records, []
                 metas, self._metas = self._metas, []
+                templates, self._templates = self._templates, None
                 trimming, self._trimming = self._trimming, False
-                if self._closing and not (records or metas):
+                if self._closing and not (records or metas or templates):
                     return
             if metas:
                 self._guarded(partial(self._writer.put_meta, metas))
+            if templates is not None:
+                self._guarded(partial(self._writer.put_templates, templates))
             if records:
                 self._write(records)
             if trimming:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from walled import config
+from walled.adapters import template_files
 from walled_client.ctl.program import VerbGroup
 from walled_client.ctl.terminal import Terminal, pass_terminal
 
@@ -35,6 +36,7 @@ def config_verb() -> None:
 def config_check(terminal: Terminal, path: str | None) -> None:
     """Say whether a configuration is right; exit code 2 and a line per problem when not."""
     found = config.load(path)
+    template_files.load(found)
     data = {
         "schema": "walled.config_check/1",
         "ok": True,
