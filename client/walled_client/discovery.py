@@ -15,10 +15,13 @@ import msgspec
 from walled.config import default_cache_dir, default_run_dir, endpoints
 
 MANIFEST = "walled.json"
+NO_CACHE = "no-cache"
+"""Stands for the cache of a daemon that has none; nothing is ever there."""
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    cache_dir: str = ""
+    cache_dir: str | None = None
+    """Empty: the daemon runs without a cache, and one that a former daemon left must not be read."""
     endpoints: dict[str, str] = {}
 
 
@@ -41,10 +44,14 @@ def find(run_dir: str | Path | None = None) -> Place:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=_Manifest)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         pass
+    if manifest.cache_dir:
+        cache_dir = Path(manifest.cache_dir)
+    else:
+        cache_dir = default_cache_dir() if manifest.cache_dir is None else directory / NO_CACHE
     return Place(
         client=manifest.endpoints.get("client") or usual.client,
         control=manifest.endpoints.get("control") or usual.control,
-        cache_dir=Path(manifest.cache_dir) if manifest.cache_dir else default_cache_dir(),
+        cache_dir=cache_dir,
         run_dir=directory,
     )
 

@@ -189,6 +189,22 @@ def test_a_cache_that_appears_later_is_found(
         writer.close()
 
 
+def test_what_a_former_daemon_left_is_not_read_when_the_present_one_has_no_cache(
+    broker: FakeBroker, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = run_dir / "leftover"
+    monkeypatch.setenv("WALLED_CACHE_DIR", str(leftover))
+    writer = CacheWriter(leftover, max_bytes=1 << 22, max_entries=100)
+    writer.put_meta([META])
+    store(writer, "q", "stored")
+    with Client(run_dir=run_dir) as client:
+        assert client.chat("q", temperature=0).source == "cache", "without a manifest the usual place"
+    (run_dir / "walled.json").write_text('{"cache_dir": "", "endpoints": {}}')
+    with Client(run_dir=run_dir) as client:
+        assert client.chat("q", temperature=0).source == "model"
+    writer.close()
+
+
 # --- renewal ---------------------------------------------------------------------------------------
 
 

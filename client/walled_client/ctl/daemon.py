@@ -5,12 +5,24 @@ May live here: asking the control socket and showing its maps. May not: computin
 
 from __future__ import annotations
 
+import os
+import select
 from typing import Any
 
 import click
 
+from walled.errors import DeadlineExceeded, Unavailable
 from walled_client.ctl.program import Verb, VerbGroup
-from walled_client.ctl.terminal import EXIT_DEGRADED, Terminal, pass_terminal, printable, seconds, size, table
+from walled_client.ctl.terminal import (
+    EXIT_DEGRADED,
+    EXIT_OK,
+    Terminal,
+    pass_terminal,
+    printable,
+    seconds,
+    size,
+    table,
+)
 
 
 @click.command("status", cls=Verb, epilog="Example: walled-ctl status --json")
@@ -229,11 +241,39 @@ def reload_verb(terminal: Terminal) -> None:
     _order(terminal, "reload", "the daemon reads its configuration again")
 
 
-@click.command("stop", cls=Verb, epilog="Example: walled-ctl stop")
+@click.command("stop", cls=Verb, epilog="Example: walled-ctl stop --wait --timeout 60")
+@click.option("--wait", is_flag=True, help="Return only when the daemon has ended, or after --timeout.")
 @pass_terminal
-def stop_verb(terminal: Terminal) -> None:
+def stop_verb(terminal: Terminal, wait: bool) -> int:
     """Stop the daemon: running requests finish, new ones are refused."""
-    _order(terminal, "stop", "the daemon drains and stops")
+    if not wait:
+        _order(terminal, "stop", "the daemon drains and stops")
+        return EXIT_OK
+    supervisor = _supervisor(terminal.ask_daemon("status"))
+    # Opened before the order: a number may be somebody else's a moment after its process has ended.
+    try:
+        process = os.pidfd_open(supervisor)
+    except OSError as exc:
+        raise Unavailable(f"the daemon (pid {supervisor}) cannot be waited for: {exc.strerror}") from None
+    try:
+        data = terminal.ask_daemon("stop")
+        if not select.select([process], [], [], terminal.timeout_s)[0]:
+            raise DeadlineExceeded(
+                f"the daemon (pid {supervisor}) drains but has not ended after {terminal.timeout_s:g} s; "
+                "wait longer with --timeout"
+            )
+    finally:
+        os.close(process)
+    terminal.emit(data, lambda: click.echo("the daemon has stopped"))
+    return EXIT_OK
+
+
+def _supervisor(status: dict[str, Any]) -> int:
+    """The pid of the daemon's first process, which is the last to go."""
+    pid = ((status.get("tree") or {}).get("supervisor") or {}).get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        raise Unavailable("the daemon does not tell yet which process it is; try again in a second")
+    return pid
 
 
 def _order(terminal: Terminal, op: str, done: str, *, worker: int = -1, request: str = "") -> None:
