@@ -214,7 +214,7 @@ class Load:
         self.failures: list[str] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(threads)]
+        self._threads = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 
