@@ -201,6 +201,10 @@ def test_a_backend_that_changes_is_announced_again(
     ready = pair.broker.ready()
     assert [model.name for model in ready.models] == ["scripted", "pulled"]
     assert ready.slots == 2
+    backend._emit(Changed(BackendInfo(more, 0)))
+    assert pair.broker.ready().slots == 0
+    pair.broker.ask(A, "one")
+    assert pair.broker.answer(A)[1].text, "sent before the broker knew: the backend decides, not the count"
 
 
 def test_a_backend_that_never_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ class Worker:
         self._jobs = Jobs(0, limits.first_token_timeout_s, limits.inter_token_timeout_s)
         self._models: dict[str, served.Model] = {}
         self._info: BackendInfo | None = None
+        self._served_slots = 0
         self._backend: Backend = registry.create(
             spawn.backend, self._place.config, self._place.slots, cfg.run_dir(self._config)
         )
@@ -160,7 +161,10 @@ class Worker:
         """Take over what the backend serves, now or after a change."""
         self._info = info
         self._models = served.models(self._config, self._place, self._defaults, info.models)
-        self._jobs.slots = min(self._place.slots, info.slots)
+        self._served_slots = min(self._place.slots, info.slots)
+        # What was on its way when slots were lost is still taken: the backend knows best what it lacks.
+        self._jobs.slots = max(self._jobs.slots, self._served_slots)
+        self._jobs.offer = self._relief.capped(self._served_slots)
         self._put_metas()
         self._say_ready()
 
@@ -360,7 +364,7 @@ class Worker:
         self._uplink.put(wire.HEARTBEAT, b"", wire.HeartbeatHeader(self._epoch, len(self._jobs.running)))
         if not self._draining:
             self._relief.look(now, self._jobs.admitted, idle=self._jobs.idle)
-            self._jobs.offer = self._relief.capped(self._jobs.slots)
+            self._jobs.offer = self._relief.capped(self._served_slots)
         if self._reporter.due(now):
             gauges = {"in_flight": len(self._jobs.running), "slots": self._jobs.credit}
             self._reporter.send({**gauges, **self._relief.gauges()}, now)
