@@ -25,6 +25,7 @@ from walled.adapters import logs
 from walled.adapters.cache import CacheReader
 from walled.adapters.descriptors import Door
 from walled.adapters.process import Link
+from walled.adapters.relief import SelfRelief, limits_of
 from walled.adapters.sockets import Hub, Poller, SendResult
 from walled.core import events as ev
 from walled.core import measured, view
@@ -96,6 +97,9 @@ class BrokerProcess:
             ends.worker, hwm=10_000, max_bytes=protocol.MAX_PAYLOAD_BYTES, mode=0o600
         )
         self._door = Door(ends.client)
+        # Nothing dearer: a broker has no slots, and its end would cost every connection.
+        memory = self._config.memory
+        self._relief = SelfRelief(memory, limits_of(memory, memory.broker_budget_bytes), self._count, {})
         self._control = self._hub.router(ends.control, hwm=100, max_bytes=64 * 1024)
         self._deltas = self._hub.push(ends.delta)
         self._deltas.connect()
@@ -439,6 +443,8 @@ class BrokerProcess:
                 self._config = cfg.from_plain(message.config)
                 self._max_payload = self._config.broker.max_payload_bytes
                 self._core.reconfigure(self._config)
+                memory = self._config.memory
+                self._relief.reconfigure(memory, limits_of(memory, memory.broker_budget_bytes))
                 logs.set_level(self._config.daemon.log_level)
             elif message.op == "stop":
                 # A client that has not read when the connection goes loses what was sent to it, whatever the
@@ -450,6 +456,9 @@ class BrokerProcess:
                 self._flush_outboxes(now)
                 for worker in list(self._core.dispatcher.fleet.workers):
                     self._back.send_to(worker, protocol.frames(protocol.DISCONNECT, b""))
+
+    def _count(self, name: str, increment: int) -> None:
+        self._counters[name] += increment
 
     def _watch_the_door(self) -> None:
         if not self._door.look():
@@ -463,6 +472,7 @@ class BrokerProcess:
 
     def _beat(self) -> None:
         self._watch_the_door()
+        self._relief.look(time.monotonic())
         core = self._core
         self._answered = bool(core.dispatcher.fleet.workers)
         if core.draining:
@@ -474,7 +484,11 @@ class BrokerProcess:
         changes = {
             name: value - self._told[name] for name, value in total.items() if value != self._told[name]
         }
-        gauges = {"queue_depth": core.dispatcher.queued, "queue_bytes": core.dispatcher.queued_bytes}
+        gauges = {
+            "queue_depth": core.dispatcher.queued,
+            "queue_bytes": core.dispatcher.queued_bytes,
+            **self._relief.gauges(),
+        }
         lanes = core.dispatcher.lanes
         aliases = core.dispatcher.aliases
 
