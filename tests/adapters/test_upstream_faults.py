@@ -372,3 +372,11 @@ def test_what_the_faults_are_drawn_from() -> None:
     assert drawn != [
         chances(8, {Fault("cut"): 0.2, Fault("500"): 0.1})(number).kind for number in range(2000)
     ]
+
+
+def test_the_document_has_every_fault() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()]
+    stated = {(row[0], row[2], row[3]) for row in rows if len(row) == 4 and row[3] in ("yes", "no")}
+    tried = {(fault.kind, code, "yes" if retryable else "no") for fault, code, retryable in FAULTS}
+    assert stated == tried | {("refused", "backend_unavailable", "yes")}
