@@ -2,9 +2,14 @@
 
 from walled.errors import (
     BackendError,
+    BackendOverloaded,
+    BackendTimeout,
+    BackendUnauthorized,
     BackendUnavailable,
     BadRequest,
+    Blocked,
     Cancelled,
+    ContentRefused,
     ContextTooLong,
     DaemonUnavailable,
     DeadlineExceeded,
@@ -13,6 +18,7 @@ from walled.errors import (
     ModelNotFound,
     NotCached,
     Overloaded,
+    PromptBlocked,
     ProtocolError,
     StreamInterrupted,
     TooLarge,
@@ -23,7 +29,7 @@ from walled.errors import (
     WalledError,
     WorkerLost,
 )  # fmt: skip
-from walled.payload import Answer, Message, Usage
+from walled.payload import Answer, Message, Usage, Validation
 from walled.protocol import Phases
 from walled_client.aio import AsyncClient, AsyncStream
 from walled_client.client import Client, Stream
@@ -32,9 +38,10 @@ from walled_client.results import Accepted, Embedding, Reply, StreamChunk
 
 __all__ = [
     "Accepted", "Answer", "AsyncClient", "AsyncConversation", "AsyncStream", "BackendError",
-    "BackendUnavailable", "BadRequest", "Cancelled", "Client", "ContextTooLong", "Conversation",
+    "BackendOverloaded", "BackendTimeout", "BackendUnauthorized", "BackendUnavailable", "BadRequest",
+    "Blocked", "Cancelled", "Client", "ContentRefused", "ContextTooLong", "Conversation",
     "DaemonUnavailable", "DeadlineExceeded", "Draining", "Embedding", "InternalError", "Message",
-    "ModelNotFound", "NotCached", "Overloaded", "Phases", "ProtocolError", "Reply", "Stream", "StreamChunk",
-    "StreamInterrupted", "TooLarge", "Truncated", "Unavailable", "Unsupported", "Usage", "VersionMismatch",
-    "WalledError", "WorkerLost",
+    "ModelNotFound", "NotCached", "Overloaded", "Phases", "PromptBlocked", "ProtocolError", "Reply",
+    "Stream", "StreamChunk", "StreamInterrupted", "TooLarge", "Truncated", "Unavailable", "Unsupported",
+    "Usage", "Validation", "VersionMismatch", "WalledError", "WorkerLost",
 ]  # fmt: skip

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 from walled.errors import BadRequest, Cancelled, StreamInterrupted, WalledError
-from walled.protocol import CachePolicy, ControlRequest, Priority
-from walled_client import calls
+from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
+from walled_client import calls, offline, presence
 from walled_client.aio_wire import AsyncWire
 from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields
 from walled_client.discovery import find, place_of
@@ -36,6 +36,7 @@ class AsyncShared:
         self._endpoint = endpoint
         self._connect_timeout_s = connect_timeout_s
         self.cache = LocalCache(run_dir) if local else None
+        self.offline = offline.Offline(self.cache) if self.cache else None
         self._wire: AsyncWire | None = None
         self._pid = 0
         self._inherited: list[AsyncWire] = []
@@ -55,7 +56,11 @@ class AsyncShared:
             else:
                 self._inherited.append(wire)  # the parent's: neither used nor freed here
         self._pid = os.getpid()
-        self._wire = AsyncWire(self._endpoint or find(self.run_dir).client, self._connect_timeout_s, loop)
+        place = find(self.run_dir)
+        endpoint = self._endpoint or place.client
+        self._wire = AsyncWire(
+            endpoint, self._connect_timeout_s, loop, lambda: presence.gone(place.run_dir, endpoint)
+        )
         return self._wire
 
     def counters(self) -> dict[str, int]:
@@ -92,10 +97,13 @@ class AsyncClient:
         namespace: str = "default",
         session: str = "",
         model: str = "default",
+        mode: Mode = "",
+        context: Mapping[str, str] | None = None,
+        retries: int = 1,
     ) -> None:
         self._settings = calls.new_settings(
             {"cache": cache, "deadline_s": deadline_s, "priority": priority, "namespace": namespace,
-             "session": session, "model": model}
+             "session": session, "model": model, "mode": mode, "context": context, "retries": retries}
         )  # fmt: skip
         self._shared = AsyncShared(
             place_of(run_dir, endpoint), endpoint, connect_timeout_s, self._settings.local
@@ -107,29 +115,33 @@ class AsyncClient:
         """As Client.chat."""
         started_s = time.perf_counter()
         asked = calls.chat(self._settings, messages, fields)
-        return self._lookup(asked, started_s) or await self._run(asked)
+        return self._lookup(asked, started_s) or await self._run(asked, started_s)
 
     async def generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> Reply:
         """As Client.generate."""
         started_s = time.perf_counter()
         asked = calls.generate(self._settings, prompt, fields)
-        return self._lookup(asked, started_s) or await self._run(asked)
+        return self._lookup(asked, started_s) or await self._run(asked, started_s)
 
     async def embed(self, texts: str | Iterable[str], **fields: Unpack[SettingFields]) -> Embedding:
         """As Client.embed."""
         started_s = time.perf_counter()
         asked = calls.embed(self._settings, texts, fields)
-        return embedding_of(self._lookup(asked, started_s) or await self._run(asked))
+        return embedding_of(self._lookup(asked, started_s) or await self._run(asked, started_s))
 
-    def stream(self, messages: Messages, **fields: Unpack[ChatFields]) -> AsyncStream:
+    def stream(
+        self, messages: Messages, *, buffer: bool = False, **fields: Unpack[ChatFields]
+    ) -> AsyncStream:
         """As Client.stream: `async for` over the chunks, then `.reply`. Not to be awaited itself."""
         started_s = time.perf_counter()
-        return self._stream(calls.chat(self._settings, messages, fields), started_s)
+        return self._stream(calls.chat(self._settings, messages, fields), started_s, buffer)
 
-    def stream_generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> AsyncStream:
+    def stream_generate(
+        self, prompt: str, *, buffer: bool = False, **fields: Unpack[GenerateFields]
+    ) -> AsyncStream:
         """`generate` as a stream."""
         started_s = time.perf_counter()
-        return self._stream(calls.generate(self._settings, prompt, fields), started_s)
+        return self._stream(calls.generate(self._settings, prompt, fields), started_s, buffer)
 
     async def batch(
         self,
@@ -151,7 +163,7 @@ class AsyncClient:
                 started_s = time.perf_counter()
                 try:
                     asked = calls.from_item(settings, item)
-                    results[place] = self._lookup(asked, started_s) or await self._run(asked)
+                    results[place] = self._lookup(asked, started_s) or await self._run(asked, started_s)
                 except WalledError as exc:
                     results[place] = exc
 
@@ -209,26 +221,66 @@ class AsyncClient:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    async def _run(self, asked: Asked) -> Reply:
+    async def _run(self, asked: Asked, started_s: float) -> Reply:
         wire = self._shared.wire()
-        deadline_s = asked.settings.deadline_s
-        call = wire.start(calls.header(asked, deadline_s, stream=False), asked.payload, deadline_s)
-        await wire.wait(call)
-        return call.reply(time.monotonic())
+        left_s = asked.settings.deadline_s
+        until_s = time.monotonic() + left_s
+        retries = asked.settings.retries
+        while True:
+            call = wire.start(calls.header(asked, left_s, stream=False), asked.payload, left_s)
+            await wire.wait(call)
+            try:
+                return call.reply(time.monotonic())
+            except WalledError as exc:
+                pause_s = offline.pause_s(call, exc, until_s - time.monotonic()) if retries else None
+                if pause_s is None:
+                    lesser = self._instead(asked, call, exc, started_s)
+                    if lesser is None:
+                        raise
+                    return lesser
+            retries -= 1
+            await asyncio.sleep(pause_s)
+            left_s = until_s - time.monotonic()
 
-    def _stream(self, asked: Asked, started_s: float) -> AsyncStream:
+    def _stream(self, asked: Asked, started_s: float, buffer: bool) -> AsyncStream:
         hit = self._lookup(asked, started_s)
         if hit is not None:
             return AsyncStream(None, None, hit)
         wire = self._shared.wire()
-        deadline_s = asked.settings.deadline_s
-        header = calls.header(asked, deadline_s, stream=True)
-        return AsyncStream(wire, wire.start(header, asked.payload, deadline_s), None)
+        until_s = time.monotonic() + asked.settings.deadline_s
+
+        def begin(left_s: float) -> Call:
+            header = calls.header(asked, left_s, stream=not buffer, accept=True)
+            return wire.start(header, asked.payload, left_s)
+
+        retries = asked.settings.retries
+
+        async def otherwise(call: Call, exc: WalledError) -> Call | Reply | None:
+            nonlocal retries
+            pause_s = offline.pause_s(call, exc, until_s - time.monotonic()) if retries else None
+            if pause_s is None:
+                return self._instead(asked, call, exc, started_s)
+            retries -= 1
+            await asyncio.sleep(pause_s)
+            return begin(until_s - time.monotonic())
+
+        return AsyncStream(wire, begin(asked.settings.deadline_s), None, otherwise)
+
+    def _instead(self, asked: Asked, call: Call | None, exc: WalledError, started_s: float) -> Reply | None:
+        """What can be had in this process in place of an answer no daemon gives."""
+        found = self._shared.offline
+        if found is None or not asked.settings.local or not offline.without_daemon(call, exc):
+            return None
+        return found.instead(asked, exc, started_s)
 
     def _lookup(self, asked: Asked, started_s: float) -> Reply | None:
         cache = self._shared.cache
         if cache is None or not asked.settings.local:
             return None
+        if (cache.first or asked.settings.mode) and self._shared.offline is not None:
+            first = self._shared.offline.first(asked, started_s)
+            if first is not None:
+                return first
         found = cache.lookup(asked, started_s)
         if found is None:
             return None
@@ -254,12 +306,23 @@ class AsyncClient:
         return call.control_reply()
 
 
+AsyncOtherwise = Callable[[Call, WalledError], Awaitable["Call | Reply | None"]]
+"""What is done about a stream that failed before any text: a new call, a lesser answer, or nothing."""
+
+
 class AsyncStream:
     """The chunks of one answer, then `.reply`. For one task at a time."""
 
-    def __init__(self, wire: AsyncWire | None, call: Call | None, reply: Reply | None) -> None:
+    def __init__(
+        self,
+        wire: AsyncWire | None,
+        call: Call | None,
+        reply: Reply | None,
+        otherwise: AsyncOtherwise | None = None,
+    ) -> None:
         self._wire = wire
         self._call = call
+        self._otherwise = otherwise
         self._hit = reply
         self._reply: Reply | None = None
         self._failed: WalledError | None = None
@@ -274,10 +337,7 @@ class AsyncStream:
         if self._failed is not None:
             raise self._failed
         if self._hit is not None:
-            self._reply = self._hit
-            if not self._hit.text:
-                raise StopAsyncIteration
-            return StreamChunk(self._hit.text)
+            return self._whole(self._hit)
         wire, call = self._wire, self._call
         assert wire is not None
         assert call is not None
@@ -291,10 +351,22 @@ class AsyncStream:
                     break
                 await wire.wait(call)
         except WalledError as exc:
-            self._failed = exc
             wire.cancel(call)
-            raise
+            found = await self._otherwise(call, exc) if self._otherwise is not None else None
+            if found is None:
+                self._failed = exc
+                raise
+            if isinstance(found, Reply):
+                return self._whole(found)
+            self._call = found
+            return await self.__anext__()
         raise StopAsyncIteration
+
+    def _whole(self, reply: Reply) -> StreamChunk:
+        self._reply = reply
+        if not reply.text:
+            raise StopAsyncIteration
+        return StreamChunk(reply.text)
 
     @property
     def request_id(self) -> str:

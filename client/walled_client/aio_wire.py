@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 
 from walled import protocol
 from walled.adapters.sockets import ConnectionEvent, Hub
@@ -28,8 +29,15 @@ CLOSE_WAIT_S = 0.1
 class AsyncWire:
     """A connection and its open calls on one event loop."""
 
-    def __init__(self, endpoint: str, connect_timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.exchange = Exchange(os.urandom(8), endpoint.removeprefix("ipc://"), connect_timeout_s)
+    def __init__(
+        self,
+        endpoint: str,
+        connect_timeout_s: float,
+        loop: asyncio.AbstractEventLoop,
+        gone: Callable[[], bool] | None = None,
+    ) -> None:
+        peer = endpoint.removeprefix("ipc://")
+        self.exchange = Exchange(os.urandom(8), peer, connect_timeout_s, gone)
         self.loop = loop
         self.pid = os.getpid()
         self.closed = False
@@ -76,6 +84,8 @@ class AsyncWire:
             self._look_soon()
         else:
             self.drain()
+            if not call.sent:
+                exchange.unsendable(now_s)
         if exchange.due_s < self._timer_s:
             self._arm()
         return call

@@ -37,6 +37,7 @@ from walled.protocol import (
 
 Messages = str | Sequence[Mapping[str, Any] | Message]
 
+MAX_RETRIES = 10
 _POLICIES = get_args(CachePolicy)
 _PRIORITIES = get_args(Priority)
 _MODES = get_args(Mode)
@@ -55,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""
     mode: Mode = ""
     context: dict[str, str] = {}
+    retries: int = 1
 
 
 class SettingFields(TypedDict, total=False):
@@ -72,6 +74,8 @@ class SettingFields(TypedDict, total=False):
     """auto, ai_only, template_only or hybrid: what may answer; "" is the daemon's."""
     context: Mapping[str, str]
     """Facts (item, price, ...) for the slots of templates and for validation rules."""
+    retries: int
+    """How often a refused call is asked again after the daemon's retry_after_s, within its deadline."""
 
 
 class OptionFields(SettingFields, total=False):
@@ -160,6 +164,9 @@ def new_settings(changes: Mapping[str, Any], base: Settings = Settings()) -> Set
         value = values.get(name, "x")
         if not isinstance(value, str) or len(value) > longest:
             raise BadRequest(f"{name}: expected a text of at most {longest} characters")
+    retries = values.get("retries", 0)
+    if type(retries) is not int or not 0 <= retries <= MAX_RETRIES:
+        raise BadRequest(f"retries: expected 0 to {MAX_RETRIES}, got {retries!r}")
     if values.get("model", "x") == "":
         raise BadRequest('model is empty; "default" is always a model')
     return msgspec.structs.replace(base, **values)
@@ -246,8 +253,8 @@ def from_item(settings: Settings, item: str | Mapping[str, Any]) -> Asked:
     return generate(settings, what, fields) if kinds[0] == "prompt" else embed(settings, what, fields)
 
 
-def header(asked: Asked, remaining_s: float, *, stream: bool) -> RequestHeader:
-    """The header of a request with that much time left."""
+def header(asked: Asked, remaining_s: float, *, stream: bool, accept: bool = False) -> RequestHeader:
+    """The header of a request with that much time left. `accept`: to be told of waiting, as streams are."""
     settings = asked.settings
     return RequestHeader(
         settings.model,
@@ -257,7 +264,7 @@ def header(asked: Asked, remaining_s: float, *, stream: bool) -> RequestHeader:
         settings.cache,
         asked.deterministic,
         stream,
-        stream,
+        stream or accept,
         False,
         settings.namespace,
         settings.session,

@@ -7,14 +7,15 @@ May live here: the public calls and how they run on the connection (wire.py). Ma
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 from walled.errors import BadRequest, StreamInterrupted, WalledError
-from walled.protocol import CachePolicy, ControlRequest, Priority
-from walled_client import calls
+from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
+from walled_client import calls, offline, presence
 from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields, Settings
 from walled_client.discovery import find, place_of
 from walled_client.exchange import Call
@@ -33,6 +34,8 @@ class Shared:
         self._endpoint = endpoint
         self._connect_timeout_s = connect_timeout_s
         self.cache = LocalCache(run_dir) if local else None
+        self.offline = offline.Offline(self.cache) if self.cache else None
+        self._closing = threading.Event()
         self._wires: dict[int, Wire] = {}
         """By process id: after a fork the child opens its own and leaves the parent's alone."""
         self.closed = False
@@ -41,13 +44,19 @@ class Shared:
         pid = os.getpid()
         wire = self._wires.get(pid)
         if wire is None:
-            made = Wire(self._endpoint or find(self.run_dir).client, self._connect_timeout_s)
+            place = find(self.run_dir)
+            endpoint = self._endpoint or place.client
+            made = Wire(endpoint, self._connect_timeout_s, lambda: presence.gone(place.run_dir, endpoint))
             wire = self._wires.setdefault(pid, made)
             if wire is not made:
                 made.close()
             if self.closed:
                 wire.close()
         return wire
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless the client is closed."""
+        self._closing.wait(seconds)
 
     def counters(self) -> dict[str, int]:
         wire = self._wires.get(os.getpid())
@@ -56,6 +65,7 @@ class Shared:
 
     def close(self) -> None:
         self.closed = True
+        self._closing.set()
         wire = self._wires.get(os.getpid())
         if wire is not None:
             wire.close()
@@ -84,10 +94,13 @@ class Client:
         namespace: str = "default",
         session: str = "",
         model: str = "default",
+        mode: Mode = "",
+        context: Mapping[str, str] | None = None,
+        retries: int = 1,
     ) -> None:
         self._settings = calls.new_settings(
             {"cache": cache, "deadline_s": deadline_s, "priority": priority, "namespace": namespace,
-             "session": session, "model": model}
+             "session": session, "model": model, "mode": mode, "context": context, "retries": retries}
         )  # fmt: skip
         self._shared = Shared(place_of(run_dir, endpoint), endpoint, connect_timeout_s, self._settings.local)
 
@@ -98,7 +111,7 @@ class Client:
 
         Fields: model, system, format, tools, the sampling options (temperature, max_tokens, seed, stop,
         top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty) and deadline_s, priority,
-        cache, namespace, session. Raises the errors of walled.errors.
+        cache, namespace, session, mode, context, retries. Raises the errors of walled.errors.
         """
         started_s = time.perf_counter()
         return self._run(calls.chat(self._settings, messages, fields), started_s)
@@ -113,18 +126,21 @@ class Client:
         started_s = time.perf_counter()
         return embedding_of(self._run(calls.embed(self._settings, texts, fields), started_s))
 
-    def stream(self, messages: Messages, **fields: Unpack[ChatFields]) -> Stream:
+    def stream(self, messages: Messages, *, buffer: bool = False, **fields: Unpack[ChatFields]) -> Stream:
         """The answer while it is being made: iterate over the chunks, then read `.reply`.
 
         Leaving early (`close`, the end of a `with` block, dropping the stream) cancels the generation.
+        `buffer`: deliver text only when it is final, so that no restart is ever seen.
         """
         started_s = time.perf_counter()
-        return self._stream(calls.chat(self._settings, messages, fields), started_s)
+        return self._stream(calls.chat(self._settings, messages, fields), started_s, buffer)
 
-    def stream_generate(self, prompt: str, **fields: Unpack[GenerateFields]) -> Stream:
+    def stream_generate(
+        self, prompt: str, *, buffer: bool = False, **fields: Unpack[GenerateFields]
+    ) -> Stream:
         """`generate` as a stream."""
         started_s = time.perf_counter()
-        return self._stream(calls.generate(self._settings, prompt, fields), started_s)
+        return self._stream(calls.generate(self._settings, prompt, fields), started_s, buffer)
 
     def batch(
         self,
@@ -191,39 +207,88 @@ class Client:
     def _run(self, asked: Asked, started_s: float) -> Reply:
         cache = self._shared.cache
         if cache is not None and asked.settings.local:
+            if cache.first or asked.settings.mode:
+                first = self._first(asked, started_s)
+                if first is not None:
+                    return first
             found = cache.lookup(asked, started_s)
             if found is not None:
                 if found[1] is not None:
                     self._renew(asked, found[1])
                 return found[0]
         wire = self._shared.wire()
-        waiter = Waiter()
-        deadline_s = asked.settings.deadline_s
-        call = wire.start(calls.header(asked, deadline_s, stream=False), asked.payload, deadline_s, waiter)
-        try:
-            wire.wait(call, waiter)
-        except BaseException:
-            wire.cancel(call)
-            raise
-        return call.reply(time.monotonic())
+        deadline_s = left_s = asked.settings.deadline_s
+        until_s = time.monotonic() + deadline_s
+        retries = asked.settings.retries
+        while True:
+            waiter = Waiter()
+            call = wire.start(calls.header(asked, left_s, stream=False), asked.payload, left_s, waiter)
+            try:
+                wire.wait(call, waiter)
+            except BaseException:
+                wire.cancel(call)
+                raise
+            try:
+                return call.reply(time.monotonic())
+            except WalledError as exc:
+                pause_s = offline.pause_s(call, exc, until_s - time.monotonic()) if retries else None
+                if pause_s is None:
+                    lesser = self._instead(asked, call, exc, started_s)
+                    if lesser is None:
+                        raise
+                    return lesser
+            retries -= 1
+            self._shared.pause(pause_s)
+            left_s = until_s - time.monotonic()
 
-    def _stream(self, asked: Asked, started_s: float) -> Stream:
+    def _stream(self, asked: Asked, started_s: float, buffer: bool) -> Stream:
         hit = self._lookup(asked, started_s)
         if hit is not None:
             return Stream(None, None, hit)
         wire = self._shared.wire()
-        deadline_s = asked.settings.deadline_s
-        header = calls.header(asked, deadline_s, stream=True)
+        until_s = time.monotonic() + asked.settings.deadline_s
         waiter = Waiter()
-        call = wire.start(header, asked.payload, deadline_s, waiter)
-        stream = Stream(wire, call, None)
+
+        def begin(left_s: float) -> Call:
+            header = calls.header(asked, left_s, stream=not buffer, accept=True)
+            return wire.start(header, asked.payload, left_s, waiter)
+
+        retries = asked.settings.retries
+
+        def otherwise(call: Call, exc: WalledError) -> Call | Reply | None:
+            nonlocal retries
+            pause_s = offline.pause_s(call, exc, until_s - time.monotonic()) if retries else None
+            if pause_s is None:
+                return self._instead(asked, call, exc, started_s)
+            retries -= 1
+            self._shared.pause(pause_s)
+            return begin(until_s - time.monotonic())
+
+        call = begin(asked.settings.deadline_s)
+        stream = Stream(wire, call, None, otherwise)
         wire.wait_sent(call, waiter)
         return stream
+
+    def _first(self, asked: Asked, started_s: float) -> Reply | None:
+        """The template of a mode that puts templates before the model."""
+        found = self._shared.offline
+        return found.first(asked, started_s) if found is not None else None
+
+    def _instead(self, asked: Asked, call: Call | None, exc: WalledError, started_s: float) -> Reply | None:
+        """What can be had in this process in place of an answer no daemon gives."""
+        found = self._shared.offline
+        if found is None or not asked.settings.local or not offline.without_daemon(call, exc):
+            return None
+        return found.instead(asked, exc, started_s)
 
     def _lookup(self, asked: Asked, started_s: float) -> Reply | None:
         cache = self._shared.cache
         if cache is None or not asked.settings.local:
             return None
+        if cache.first or asked.settings.mode:
+            first = self._first(asked, started_s)
+            if first is not None:
+                return first
         found = cache.lookup(asked, started_s)
         if found is None:
             return None
@@ -248,34 +313,59 @@ class Client:
         results: list[Reply | WalledError | None] = [None] * len(requests)
         wire: Wire | None = None
         waiter = Waiter()
-        places: dict[Call, int] = {}
+        places: dict[Call, _Place] = {}
+        refused: list[tuple[float, _Place]] = []
+
+        def start(place: _Place) -> None:
+            assert wire is not None
+            left_s = place.until_s - time.monotonic()
+            header = calls.header(place.asked, left_s, stream=False)
+            places[wire.start(header, place.asked.payload, left_s, waiter)] = place
 
         def collect() -> None:
             assert wire is not None
             wire.wait_any(waiter)
             while waiter.finished:
                 call = waiter.finished.popleft()
-                results[places.pop(call)] = _outcome(call)
+                place = places.pop(call)
+                results[place.number] = outcome = _outcome(call)
+                if isinstance(outcome, Reply):
+                    continue
+                left_s = place.until_s - time.monotonic()
+                pause_s = offline.pause_s(call, outcome, left_s) if place.retries else None
+                if pause_s is not None:
+                    place.retries -= 1
+                    refused.append((time.monotonic() + pause_s, place))
+                else:
+                    lesser = self._instead(place.asked, call, outcome, place.started_s)
+                    results[place.number] = lesser or outcome
 
         try:
-            for place, item in enumerate(requests):
+            for number, item in enumerate(requests):
                 started_s = time.perf_counter()
                 try:
                     asked = calls.from_item(settings, item)
                     hit = self._lookup(asked, started_s)
                 except WalledError as exc:
-                    results[place] = exc
+                    results[number] = exc
                     continue
                 if hit is not None:
-                    results[place] = hit
+                    results[number] = hit
                     continue
                 wire = wire or self._shared.wire()
                 while len(places) >= concurrency:
                     collect()
-                deadline_s = asked.settings.deadline_s
-                header = calls.header(asked, deadline_s, stream=False)
-                places[wire.start(header, asked.payload, deadline_s, waiter)] = place
-            while places:
+                start(_Place(number, asked, started_s))
+            while places or refused:
+                if len(places) < concurrency and refused:
+                    refused.sort(key=lambda due: due[0])
+                    wait_s = refused[0][0] - time.monotonic()
+                    if wait_s <= 0 or not places:
+                        self._shared.pause(max(0.0, wait_s))
+                        again = refused.pop(0)[1]
+                        if time.monotonic() < again.until_s:  # its refusal stands in its place otherwise
+                            start(again)
+                        continue
                 collect()
         except BaseException:
             for call in places:
@@ -297,12 +387,32 @@ class Client:
         return call.control_reply()
 
 
+class _Place:
+    """A request of a batch on its way."""
+
+    __slots__ = ("asked", "number", "retries", "started_s", "until_s")
+
+    def __init__(self, number: int, asked: Asked, started_s: float) -> None:
+        self.number = number
+        self.asked = asked
+        self.started_s = started_s
+        self.until_s = time.monotonic() + asked.settings.deadline_s
+        self.retries = asked.settings.retries
+
+
+Otherwise = Callable[[Call, WalledError], "Call | Reply | None"]
+"""What is done about a stream that failed before any text: a new call, a lesser answer, or nothing."""
+
+
 class Stream:
     """The chunks of one answer, then `.reply`. For one thread at a time."""
 
-    def __init__(self, wire: Wire | None, call: Call | None, reply: Reply | None) -> None:
+    def __init__(
+        self, wire: Wire | None, call: Call | None, reply: Reply | None, otherwise: Otherwise | None = None
+    ) -> None:
         self._wire = wire
         self._call = call
+        self._otherwise = otherwise
         self._hit = reply
         self._reply: Reply | None = None
         self._failed: WalledError | None = None
@@ -317,11 +427,14 @@ class Stream:
         if self._failed is not None:
             raise self._failed
         if self._hit is not None:
-            self._reply = self._hit
-            if not self._hit.text:
-                raise StopIteration
-            return StreamChunk(self._hit.text)
+            return self._whole(self._hit)
         return self._receive()
+
+    def _whole(self, reply: Reply) -> StreamChunk:
+        self._reply = reply
+        if not reply.text:
+            raise StopIteration
+        return StreamChunk(reply.text)
 
     def _receive(self) -> StreamChunk:
         wire, call = self._wire, self._call
@@ -337,14 +450,20 @@ class Stream:
                     raise StopIteration
                 wire.wait(call, call.waiter)
         except WalledError as exc:
-            self._failed = exc
             wire.cancel(call)
-            raise
+            found = self._otherwise(call, exc) if self._otherwise is not None else None
+            if found is None:
+                self._failed = exc
+                raise
+            if isinstance(found, Reply):
+                return self._whole(found)
+            self._call = found
         except StopIteration:
             raise
         except BaseException:
             self.close()
             raise
+        return self._receive()
 
     @property
     def request_id(self) -> str:

@@ -38,7 +38,8 @@ class History:
     def __init__(self, system: str, budget_tokens: int | None) -> None:
         self.system = system
         self.turns: list[Turn] = []
-        """Turns still remembered, oldest first, without the system prompt."""
+        """Turns still remembered, oldest first, without the system prompt. A degraded answer has the further
+        key `degraded`: its source, for the caller; models are not sent it."""
         self.dropped = 0
         """Turns dropped for the budget so far."""
         self.budget_tokens = budget_tokens
@@ -66,12 +67,16 @@ class History:
         return turns
 
     def messages(self, window: list[Turn]) -> list[Turn]:
-        return [{"role": "system", "content": self.system}, *window] if self.system else window
+        sent = [{"role": turn["role"], "content": turn["content"]} for turn in window]
+        return [{"role": "system", "content": self.system}, *sent] if self.system else sent
 
     def keep(self, window: list[Turn], reply: Reply) -> None:
         """The exchange went well: it is history now."""
         self.dropped += len(self.turns) + 1 - len(window)
-        self.turns = [*window, {"role": "assistant", "content": reply.text}]
+        answer = {"role": "assistant", "content": reply.text}
+        if reply.degraded:
+            answer["degraded"] = reply.source
+        self.turns = [*window, answer]
         tokens = reply.usage.prompt_tokens - MESSAGE_TOKENS * (len(window) + bool(self.system))
         if tokens > 0:
             chars = len(self.system) + sum(len(turn["content"]) for turn in window)

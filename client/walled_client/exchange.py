@@ -13,7 +13,7 @@ A message whose request id is not in the table is dropped and counted: it can ne
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -48,6 +48,8 @@ MAX_CANCELLING = 4096
 """Cancelled calls whose ending is still remembered, so that it is not counted as late."""
 _ENDINGS = frozenset({protocol.FINAL, protocol.ERROR, protocol.BUSY, protocol.CONTROL})
 _NEVER = float("inf")
+LOOK_S = 0.05
+"""Between two looks whether there is a daemon at all, while calls wait to be sent."""
 
 
 class Call:
@@ -55,7 +57,7 @@ class Call:
 
     __slots__ = (
         "accepted", "end_by_s", "ended", "ending", "error", "header", "inbox", "next_seq", "opened_s",
-        "parts", "payload", "reach_by_s", "request_id", "sent", "text_seen", "waiter",
+        "parts", "payload", "reach_by_s", "request_id", "restarted", "sent", "text_seen", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +90,8 @@ class Call:
         self.text_seen = False
         self.next_seq = 0
         self.parts: list[str] = []
+        self.restarted = False
+        """An empty part announced a new attempt: its first part is numbered 0, or 1 after that one."""
 
     @property
     def news(self) -> bool:
@@ -168,7 +172,7 @@ class Call:
         if header.restart:
             self.parts.clear()
             self.next_seq = 0
-        if header.seq != self.next_seq:
+        if header.seq != self.next_seq and not (self.restarted and header.seq == 1):
             raise StreamInterrupted(
                 f"part {self.next_seq} of the stream is missing (part {header.seq} came); ask again"
             )
@@ -176,7 +180,8 @@ class Call:
             text = message.payload.decode()
         except UnicodeDecodeError:
             raise ProtocolError("a part of the stream is not UTF-8", reason="utf8") from None
-        self.next_seq += 1
+        self.restarted = header.restart and not text
+        self.next_seq = 0 if self.restarted else header.seq + 1
         self.parts.append(text)
         return StreamChunk(text, header.restart)
 
@@ -184,8 +189,16 @@ class Call:
 class Exchange:
     """All open calls of one connection."""
 
-    def __init__(self, prefix: bytes, peer: str, connect_timeout_s: float) -> None:
-        """`prefix`: 8 random bytes that make this connection's request ids unique; `peer`: for messages."""
+    def __init__(
+        self, prefix: bytes, peer: str, connect_timeout_s: float, gone: Callable[[], bool] | None = None
+    ) -> None:
+        """`prefix`: 8 random bytes that make this connection's request ids unique; `peer`: for messages.
+
+        `gone`: whether there is certainly no daemon; then nobody waits for the connect timeout.
+        """
+        self._gone = gone
+        self._look_s = _NEVER
+        """When `gone` is to be asked."""
         self._prefix = prefix
         self._peer = peer
         self._connect_timeout_s = connect_timeout_s
@@ -236,6 +249,12 @@ class Exchange:
         if left_ms < header.deadline_ms:
             header = msgspec.structs.replace(header, deadline_ms=left_ms)
         return protocol.frames(protocol.REQUEST, call.request_id, header, call.payload)
+
+    def unsendable(self, now_s: float) -> None:
+        """A call could not be sent: it will be seen at the next `expire` whether a daemon is there at all."""
+        if self._gone is not None and self._look_s == _NEVER:
+            self._look_s = now_s
+            self.due_s = min(self.due_s, now_s)
 
     def sent(self, call: Call) -> None:
         """The message was taken by a connected broker."""
@@ -339,6 +358,8 @@ class Exchange:
             self.due_s = now_s
         elif self.pending:
             self.due_s = min(self.due_s, reach_by_s)
+        if self.pending:
+            self.unsendable(now_s)
 
     # --- endings of our own ----------------------------------------------------------------------
 
@@ -348,13 +369,14 @@ class Exchange:
             return []
         ended, self._ended = self._ended, []
         due_s = _NEVER
+        gone = self._looked(now_s)
         for call in list(self.pending.values()):
             if now_s >= call.end_by_s:
                 call.error = DeadlineExceeded(
                     "no answer before the call's deadline" if call.sent
                     else f"the call's deadline passed before the daemon at {self._peer} could be reached"
                 )  # fmt: skip
-            elif not call.sent and now_s >= call.reach_by_s:
+            elif not call.sent and (gone or now_s >= call.reach_by_s):
                 call.error = DaemonUnavailable(
                     f"no daemon takes requests at {self._peer}; start it with `walled`, or "
                     "check the run directory",
@@ -365,8 +387,21 @@ class Exchange:
                 continue
             self._forget(call)
             ended.append(call)
-        self.due_s = due_s
+        self.due_s = min(due_s, self._look_s)
         return ended
+
+    def _looked(self, now_s: float) -> bool:
+        """Whether there is certainly no daemon; looked at when it is time, while calls wait to be sent."""
+        if not self.unsent or self._gone is None:
+            self._look_s = _NEVER
+            return False
+        if now_s < self._look_s:
+            return False
+        if self._gone():
+            self._look_s = _NEVER
+            return True
+        self._look_s = now_s + LOOK_S
+        return False
 
     def cancel(self, call: Call, reason: str = "the call was cancelled by its caller") -> bool:
         """End a call now. True when the broker should be told (`cancel_frames`)."""

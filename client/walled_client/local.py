@@ -45,6 +45,13 @@ class LocalCache:
         self._hashers: dict[tuple[str, bytes], Any] = {}
         """The beginnings of keys, by namespace and fingerprint: half the cost of a key."""
         self.hits = 0
+        self.first = True
+        """A mode of the published ladder may put templates first (offline.py); looked at anew each second."""
+        self._first_checked_s = 0.0
+
+    @property
+    def reader(self) -> CacheReader:
+        return self._reader
 
     def lookup(self, asked: Asked, started_s: float) -> tuple[Reply, bytes | None] | None:
         """A fresh answer, with the key to renew when it is time for that; None: ask the daemon.
@@ -57,6 +64,7 @@ class LocalCache:
         if meta is None:
             self._look_again()
             return None
+        # As in `key_to_read`, in a row: every hit goes through here.
         case = (settings.cache, asked.deterministic, meta.policy)
         what = self._plans.get(case)
         if what is None:
@@ -74,6 +82,8 @@ class LocalCache:
         hasher.update(asked.payload)
         key = hasher.digest()
         now_s = time.time()
+        if now_s - self._first_checked_s >= 1.0:
+            self._first_checked_s, self.first = now_s, True
         record = reader.get(key, now_s)
         if record is None or now_s >= record.fresh_until_s:  # get() has dropped what is dead
             if what.only:
@@ -100,6 +110,17 @@ class LocalCache:
             self._remember(key, record.fresh_until_s, now_s)
             return reply, key
         return reply, None
+
+    def key_to_read(self, asked: Asked) -> bytes | None:
+        """The key of a request that may be answered from the cache; None when it may not."""
+        settings = asked.settings
+        meta = self._reader.meta(settings.model)
+        if meta is None or not plan(settings.cache, asked.deterministic, meta).read:
+            return None
+        namespace = scope(settings.namespace, settings.context) if settings.context else settings.namespace
+        hasher = self._hasher((namespace, meta.fingerprint)).copy()
+        hasher.update(asked.payload)
+        return bytes(hasher.digest())
 
     def refresh_failed(self, key: bytes) -> None:
         """The renewal was not sent: a later hit may try again, but not at once."""

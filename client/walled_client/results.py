@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from walled.payload import Answer, FinishReason, Usage
+from walled.payload import Answer, FinishReason, Usage, Validation
 from walled.protocol import Phases, Source
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "StreamChunk",
     "Usage",
+    "Validation",
 ]
 
 
@@ -78,6 +79,11 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         """The calls the model wants made, as plain values; empty when none."""
         return json.loads(self.answer.tool_calls) if self.answer.tool_calls else []
 
+    @property
+    def validation(self) -> Validation | None:
+        """What the daemon's rules found in the answer; None when none were applied."""
+        return self.answer.validation
+
     def __str__(self) -> str:
         return self.answer.text
 
@@ -97,6 +103,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
             "finish_reason": self.finish_reason,
             "thinking": self.thinking,
             "tool_calls": self.tool_calls,
+            "validation": None if self.validation is None else msgspec.structs.asdict(self.validation),
             "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
             "backend": self.backend,
             "worker": self.worker,

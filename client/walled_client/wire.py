@@ -60,8 +60,11 @@ class Waiter:
 class Wire:
     """A connection and its open calls. Made at the first call that needs it; belongs to one process."""
 
-    def __init__(self, endpoint: str, connect_timeout_s: float) -> None:
-        self.exchange = Exchange(os.urandom(8), endpoint.removeprefix("ipc://"), connect_timeout_s)
+    def __init__(
+        self, endpoint: str, connect_timeout_s: float, gone: Callable[[], bool] | None = None
+    ) -> None:
+        peer = endpoint.removeprefix("ipc://")
+        self.exchange = Exchange(os.urandom(8), peer, connect_timeout_s, gone)
         self._lock = threading.Lock()
         self._leader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
@@ -194,6 +197,8 @@ class Wire:
                 if self._up and self._port.send(self.exchange.frames(call, now_s)):
                     self.exchange.sent(call)
                 self._drain()
+                if not call.sent:
+                    self.exchange.unsendable(now_s)
             except BaseException:  # Ctrl-C: the caller will never know of this call, but the broker may
                 call.sent = self._up
                 if self.exchange.cancel(call):

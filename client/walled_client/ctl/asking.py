@@ -34,8 +34,28 @@ HELP = """\
 Ctrl-C while an answer comes cancels it."""
 
 
-def _fields(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
+def _fields(context: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+    found = {name: value for name, value in fields.items() if value is not None}
+    if context:
+        pairs = [text.partition("=") for text in context]
+        wrong = [name for name, mark, _ in pairs if not mark or not name]
+        if wrong:
+            raise click.UsageError(f"--context: expected KEY=VALUE, got {wrong[0]!r} without a value")
+        found["context"] = {name: value for name, _, value in pairs}
+    return found
+
+
+_mode_option = click.option(
+    "--mode",
+    type=click.Choice(["auto", "ai_only", "template_only", "hybrid"]),
+    help="What may answer [default: the daemon's].",
+)
+_context_option = click.option(
+    "--context",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A fact for templates and rules, such as price='80 euros'; may be repeated.",
+)
 
 
 @click.command(
@@ -55,6 +75,8 @@ def _fields(**fields: Any) -> dict[str, Any]:
     help="What the cache may do [default: default].",
 )
 @click.option("--namespace", help="Cache namespace.")
+@_mode_option
+@_context_option
 @click.option(
     "--stream/--no-stream", default=None, help="Show the answer while it comes [default: on a terminal]."
 )
@@ -63,7 +85,7 @@ def ask_verb(terminal: Terminal, /, question: str | None, stream: bool | None, *
     """Ask one question and print the answer.
 
     QUESTION "-" (or none, with piped input) is read from standard input. The answer goes to stdout; on a
-    terminal a line on stderr says where it came from.
+    terminal, and always for a degraded answer, a line on stderr says where it came from.
     """
     if question is None and sys.stdin.isatty():
         raise click.UsageError("a question is needed, or text on standard input")
@@ -77,7 +99,7 @@ def ask_verb(terminal: Terminal, /, question: str | None, stream: bool | None, *
             reply = client.chat(text, **fields)
             data = {"schema": "walled.ask/1", "ok": True, **reply.to_dict()}
             terminal.emit(data, lambda: click.echo(_shown(reply.text)))
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or (reply.degraded and not terminal.json):
         terminal.note(origin(reply))
     return EXIT_DEGRADED if reply.degraded else 0
 
@@ -102,6 +124,8 @@ def _show(stream: Stream | ConversationStream, terminal: Terminal) -> Reply:
 @click.option("--model", help="Model name or alias [default: the daemon's].")
 @click.option("--temperature", type=float)
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
+@_mode_option
+@_context_option
 @pass_terminal
 def chat_verb(terminal: Terminal, /, system: str, **options: Any) -> int:
     """Hold a conversation. /help lists its commands.

@@ -148,7 +148,7 @@ def origin(reply: Reply) -> str:
     if reply.model:
         parts.append(f"model {reply.model}")
     if reply.degraded:
-        parts.append("DEGRADED")
+        parts.append(f"DEGRADED, {reply.reason}" if reply.reason else "DEGRADED")
     if reply.age_s:
         parts.append(f"age {seconds(reply.age_s)}")
     if reply.usage.completion_tokens:
