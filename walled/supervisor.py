@@ -32,6 +32,9 @@ from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError, ProtocolError
 
 log = logging.getLogger(__name__)
 
+VET_PAUSE_S = 10.0
+"""Between two looks at the cache because of children that died."""
+MEMORY_SIGNALS = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
 DIRECTORY_CHECK_S = 2.0
 """How often the run directory is looked at."""
 VET_TIMEOUT_S = 10.0
@@ -86,7 +89,7 @@ class Supervisor:
         self._lock = lock
         self._manifest = manifest
         self._directory = lock.directory
-        self._directory_due_s = 0.0
+        self._directory_due_s = self._vet_due_s = 0.0
         self._command = child_command
         self._token = os.urandom(16)
         self._notifier = Notifier(os.environ)
@@ -185,6 +188,15 @@ class Supervisor:
         elif verdict.removed:
             log.warning("cache: %d damaged records removed", verdict.removed)
 
+    def _vet_cache_again(self) -> None:
+        """A child died as one that reads a broken file does: the next one must find a sound one."""
+        now_s = time.monotonic()
+        if now_s < self._vet_due_s:
+            return
+        self._vet_due_s = now_s + VET_PAUSE_S
+        self._vet_cache()
+        self._core.excuse_absence(time.monotonic())
+
     # --- what comes in -----------------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
@@ -258,6 +270,8 @@ class Supervisor:
         if exit_code is None:
             return
         self._forget(ident)
+        if -exit_code in MEMORY_SIGNALS:
+            self._vet_cache_again()
         jitter = int.from_bytes(os.urandom(4), "little") / 2**32
         self._handle(posts.Exited(ident, exit_code, jitter))
 

@@ -197,11 +197,19 @@ class Environment:
         path = self.directory / DATA_FILE
         wanted_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if os.stat(path).st_size >= wanted_bytes:
+            self._note_growth()
             return
         with env.begin(write=True):  # nobody else can lengthen the file meanwhile
             wanted_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
             if os.stat(path).st_size < wanted_bytes:
                 os.truncate(path, wanted_bytes)
+        self._note_growth()
+
+    def _note_growth(self) -> None:
+        """Remember the size after a commit of ours, as long as it is still the same file."""
+        identity, seen = self._identity(), self._seen
+        if identity is not None and seen is not None and identity[:2] == seen[:2]:
+            self._seen = max(identity, seen)
 
     def _close(self) -> None:
         """Close; the caller holds `lock`."""
@@ -318,8 +326,25 @@ class Environment:
         env = self._env
         if env is None:
             raise lmdb.Error("the cache is not open")
+        self._refuse_shrunk()
         with env.begin(write=True) as txn:
             yield txn
+
+    def _refuse_shrunk(self) -> None:
+        """Never write to a file that somebody has cut: its missing pages are SIGBUS, in every worker in turn.
+
+        It is set aside, so that the next opening makes a new one, and everybody else notices within a second.
+        """
+        identity, seen = self._identity(), self._seen
+        if identity is None or seen is None or identity[:2] != seen[:2] or identity[2] >= seen[2]:
+            return
+        for name in (DATA_FILE, LOCK_FILE):
+            path = self.directory / name
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f"{name}.bad-{int(time.time())}-shrunk"))
+        with self.lock:
+            self._close()
+        raise OSError(errno.EIO, f"{DATA_FILE} has shrunk from {seen[2]} to {identity[2]} bytes; set aside")
 
 
 def _pages(stat: Any) -> int:
