@@ -36,7 +36,7 @@ def test_below_its_budget_nothing_is_done() -> None:
 
 def test_remedies_come_in_order_and_the_last_is_a_new_process() -> None:
     found = relief(baseline_mb=60)
-    assert taken(found, Sample(72 * MB), 100.0, 20.0) == list(REMEDIES)
+    assert taken(found, Sample(72 * MB), 100.0, 8.0) == list(REMEDIES)
 
 
 def test_what_takes_from_somebody_waits_until_the_last_has_had_its_time() -> None:
@@ -68,8 +68,22 @@ def test_between_calm_and_soft_slots_stay_as_they_are() -> None:
 def test_near_the_budget_it_asks_for_a_new_process_after_what_is_free() -> None:
     found = relief()
     assert taken(found, Sample(86 * MB), 100.0, 0.4) == ["gc", "malloc_trim", "cache_trim", "recycle"]
-    assert taken(found, Sample(86 * MB), 100.4, 25.0) == [], "once"
-    assert taken(found, Sample(86 * MB), 131.0, 1.0) == ["recycle"], "and again when nobody came"
+    assert taken(found, Sample(86 * MB), 100.4, 4.8) == [], "once"
+    assert taken(found, Sample(86 * MB), 106.0, 1.0) == ["recycle"], "and again when nobody came"
+
+
+def test_who_waits_for_its_replacement_takes_nothing_new_at_the_brim_but_not_for_ever() -> None:
+    found = relief()
+    taken(found, Sample(86 * MB), 100.0, 0.4)
+    assert not found.holds(100.5)
+    taken(found, Sample(93 * MB), 101.0, 0.1)
+    assert found.holds(101.0)
+    taken(found, Sample(93 * MB), 101.2, 18.0)
+    assert found.holds(119.0), "asking again does not begin a new wait"
+    assert not found.holds(121.0), "nobody came: better too much memory than no answer"
+    unasked = Relief(LIMITS)
+    taken(unasked, Sample(95 * MB), 0.0, 30.0)
+    assert not unasked.holds(31.0), "who has not asked serves"
 
 
 @pytest.mark.parametrize(("mb_per_s", "lead_s"), [(1, 15.0), (5, 4.0), (10, 4.0), (20, 2.0), (40, 0.5)])

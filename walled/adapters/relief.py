@@ -87,6 +87,7 @@ class SelfRelief:
         self._due_s = 0.0
         self._collected_at = 0
         self._hopeless_told = False
+        self._holding = False
         self.slots_halved = 0
         """How often the slots were given up by half and not given back yet."""
         self.why = ""
@@ -105,7 +106,9 @@ class SelfRelief:
         }
 
     def capped(self, slots: int) -> int:
-        """The slots that may be used of so many."""
+        """The slots that may be offered of so many."""
+        if self._holding:
+            return 0
         for _ in range(self.slots_halved):
             slots = memory.fewer(slots)
         return slots
@@ -122,6 +125,7 @@ class SelfRelief:
         sample = self._sample(exact=not self._relief.baseline_bytes)
         while (step := self._relief.step(sample, now_s)) is not None:
             sample = self._apply(step, sample)
+        self._holding = self._relief.holds(now_s)
         if not self._relief.relieving:
             self.slots_halved = 0
         if not self._hopeless_told and self._relief.hopeless():

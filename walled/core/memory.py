@@ -43,8 +43,13 @@ LEAD_S = 5.0
 """A replacement gets this long to take over before the budget is crossed."""
 TREND_SAMPLES = 4
 """So many, each larger than the one before, are growth; fewer may be a burst."""
-ASK_AGAIN_S = 30.0
-"""A process that asked to be replaced and still lives asks again."""
+ASK_AGAIN_S = 5.0
+"""A process that asked to be replaced and still lives asks again: it is not heard while the one before it is
+still on its way out."""
+FULL_RATIO = 0.92
+"""Of the budget: who has asked to be replaced takes nothing new, so that the budget holds..."""
+HOLD_S = 20.0
+"""...for at most this long: a replacement that does not come is no reason not to answer."""
 AGAIN_S = 60.0
 """Remedies that did not help are begun again from the first."""
 
@@ -91,6 +96,12 @@ class Relief:
         self._next = 0
         self._next_s = 0.0
         self._asked_s: float | None = None
+        self._first_asked_s = 0.0
+
+    def holds(self, now_s: float) -> bool:
+        """Whether to take nothing new until the replacement is there."""
+        full = self.uss_bytes >= FULL_RATIO * self.limits.budget_bytes
+        return self._asked_s is not None and full and now_s - self._first_asked_s < HOLD_S
 
     def step(self, sample: Sample, now_s: float) -> Step | None:
         """What to do now. A caller that did it may sample and ask again at once; that ends by itself."""
@@ -181,6 +192,8 @@ class Relief:
     def _ask(self, why: str, now_s: float) -> Step | None:
         if self._asked_s is not None and now_s - self._asked_s < ASK_AGAIN_S:
             return None
+        if self._asked_s is None:
+            self._first_asked_s = now_s
         self._asked_s = now_s
         return Step("recycle", why)
 
