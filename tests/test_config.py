@@ -349,6 +349,8 @@ def test_the_example_lists_every_key_and_no_other() -> None:
         (cfg.CacheConfig, [data["cache"]]),
         (cfg.MonitorConfig, [data["monitor"]]),
         (cfg.MemoryConfig, [data["memory"]]),
+        (cfg.AlertsConfig, [data["alerts"]]),
+        (cfg.HealthConfig, [data["health"]]),
         (cfg.LadderConfig, [data["ladder"]]),
         (cfg.TemplatesConfig, [data["templates"]]),
         (cfg.RouteConfig, list(data["routes"].values())),

@@ -24,6 +24,8 @@ ROLES = {"walled.broker", "walled.worker", "walled.monitor", "walled.supervisor"
 ENTRY_POINTS = {"walled.__main__", "walled.child"}
 CONTRACTS = {"walled.payload", "walled.protocol", "walled.link", "walled.config"}
 CONTRACTS |= {"walled.schema", "walled.sections"}
+# Pure data and checks that the configuration needs to refuse a broken rule at load.
+CONTRACTS |= {f"walled.core.{name}" for name in ("alert_rules", "builtin_alerts", "catalogue", "leak")}
 
 ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess")
 """Libraries only one module of the daemon and client may import."""

@@ -503,6 +503,13 @@ class BrokerProcess:
         for worker in core.dispatcher.fleet.workers.values():
             slot = str(worker.slot)
             parts["series"].append(["walled_worker_heartbeat_age_seconds", [slot], now - worker.heard_s])
+        live = dict.fromkeys(self._config.enabled_backends(), 0)
+        for worker in core.dispatcher.fleet.workers.values():
+            live[worker.backend] = live.get(worker.backend, 0) + (worker.state == "ready")
+        parts["series"] += [["walled_workers_live", [name], count] for name, count in live.items()]
+        arrivals = [lane.oldest_s() for lane in lanes.values()] if core.dispatcher.queued else []
+        oldest_s = max((now - arrived_s for arrived_s in arrivals if arrived_s is not None), default=0.0)
+        parts["series"].append(["walled_queue_oldest_age_seconds", ["all"], oldest_s])
         delta = protocol.pack_map({"from": "broker", "counters": changes, "gauges": gauges, **parts})
         if self._deltas.send([delta]):
             self._told = total

@@ -16,12 +16,14 @@ from walled import schema
 from walled.errors import ConfigError
 from walled.sections import (
     BUILT_IN_BACKENDS,
+    AlertsConfig,
     BackendConfig,
     BrokerConfig,
     CacheConfig,
     Config,
     DaemonConfig,
     EmbeddedConfig,
+    HealthConfig,
     LadderConfig,
     MemoryConfig,
     ModelConfig,
@@ -37,6 +39,7 @@ from walled.sections import (
 __all__ = [
     "BUILT_IN_BACKENDS",
     "MAX_SOCKET_PATH_BYTES",
+    "AlertsConfig",
     "BackendConfig",
     "BrokerConfig",
     "CacheConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "DaemonConfig",
     "EmbeddedConfig",
     "Endpoints",
+    "HealthConfig",
     "LadderConfig",
     "MemoryConfig",
     "ModelConfig",
@@ -128,6 +132,7 @@ def _impossible(config: Config) -> list[str]:
             f"memory.system_critical_percent: {config.memory.system_critical_percent:g} is below "
             f"memory.system_percent ({config.memory.system_percent:g})"
         )
+    problems += _alert_problems(config)
     known = known_backends(config)
     names = (config.backend,) if isinstance(config.backend, str) else config.backend
     if not names:
@@ -191,6 +196,27 @@ def _impossible(config: Config) -> list[str]:
     return problems
 
 
+def _alert_problems(config: Config) -> list[str]:
+    problems = []
+    for field in msgspec.structs.fields(HealthConfig):
+        _, good, bad = getattr(config.health, field.name)
+        if good >= bad:
+            problems.append(
+                f"health.{field.name}: the good knee ({good:g}) is not below the bad one ({bad:g})"
+            )
+    alerts = config.alerts
+    for key, urls in (("webhooks", alerts.webhooks), ("alertmanagers", alerts.alertmanagers)):
+        for name, url in urls.items():
+            if problem := _url_problem(url):
+                problems.append(f"alerts.{key}.{name}: {problem}")
+    if alerts.rules:
+        from walled.core import builtin_alerts
+
+        found = builtin_alerts.configured(alerts)
+        problems += [line for line in found if isinstance(line, str)]
+    return problems
+
+
 def _option_problems(backend: BackendConfig, path: str) -> list[str]:
     from walled.payload import Options
 
@@ -242,6 +268,7 @@ def _url_problem(url: str) -> str:
 
 def _paths(config: Config) -> dict[str, str]:
     found = {"daemon.run_dir": config.daemon.run_dir, "cache.path": config.cache.path}
+    found["alerts.state_path"] = config.alerts.state_path
     for name, backend in config.backends.items():
         if isinstance(backend, EmbeddedConfig):
             found[f"backends.{name}.model_path"] = backend.model_path

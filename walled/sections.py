@@ -176,6 +176,50 @@ class TemplatesConfig(_Section, frozen=True, kw_only=True):
     """Where the language of the request cannot be told."""
 
 
+class AlertsConfig(_Section, frozen=True, kw_only=True):
+    """What is watched and who is told (docs/alerts.md)."""
+
+    enabled: bool = True
+    builtin: bool = True
+    """Use the rules that ship with walled."""
+    state_path: str = ""
+    """File that keeps states, silences and history over a restart; "" is run_dir/alerts.state."""
+    webhooks: dict[EntryName, str] = {}
+    """Name -> URL that gets Alertmanager's webhook payload; a rule's action "webhook:NAME"."""
+    alertmanagers: dict[EntryName, str] = {}
+    """Name -> base URL of an Alertmanager; a rule's action "alertmanager:NAME"."""
+    commands: dict[EntryName, Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]] = {}
+    """Name -> program and arguments, no shell; a rule's action "exec:NAME"."""
+    action_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=300)] = 5.0
+    """An action that takes longer is given up; a program is killed."""
+    actions_per_minute: Positive = 60
+    """Of each action; what comes past it is counted and not done."""
+    rules: dict[EntryName, dict[str, Any]] = {}
+    """Rules of one's own, and changes to those that ship with walled, key by key."""
+
+
+Knees = tuple[
+    Annotated[float, msgspec.Meta(ge=0, le=100)],
+    Annotated[float, msgspec.Meta(ge=0)],
+    Annotated[float, msgspec.Meta(gt=0)],
+]
+"""(weight, good, bad): nothing is taken off up to good, `weight` points from bad on."""
+
+
+class HealthConfig(_Section, frozen=True, kw_only=True):
+    """What takes points off the health score: weight, good knee, bad knee of each indicator."""
+
+    workers: Knees = (40.0, 0.0, 1.0)
+    queue: Knees = (30.0, 2.0, 30.0)
+    errors: Knees = (40.0, 0.001, 0.1)
+    latency: Knees = (20.0, 3.0, 10.0)
+    memory: Knees = (25.0, 0.75, 0.95)
+    cpu: Knees = (10.0, 0.8, 1.0)
+    descriptors: Knees = (20.0, 0.6, 0.95)
+    breaker: Knees = (20.0, 0.0, 1.0)
+    leak: Knees = (10.0, 1.0, 2.0)
+
+
 class BackendBase(_Section, frozen=True, kw_only=True):
     workers: Workers = 1
     """Worker processes of this backend."""
@@ -291,6 +335,8 @@ class Config(_Section, frozen=True, kw_only=True):
     memory: MemoryConfig = MemoryConfig()
     ladder: LadderConfig = LadderConfig()
     templates: TemplatesConfig = TemplatesConfig()
+    alerts: AlertsConfig = AlertsConfig()
+    health: HealthConfig = HealthConfig()
     routes: dict[EntryName, RouteConfig] = {}
     backends: dict[EntryName, BackendConfig] = {}
     models: dict[EntryName, ModelConfig] = {}

@@ -47,6 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_queue_oldest_age_seconds", _G, "Age of the oldest waiting request.", ("class",), 8),
     # Workers
     Family("walled_worker_state", _G, "1 for the state the worker is in.", ("worker", "state"), 512),
+    Family("walled_workers_live", _G, "Workers that can be given requests.", ("backend",)),
     Family("walled_worker_heartbeat_age_seconds", _G, "Since the worker was heard.", ("worker",), 128),
     Family("walled_worker_restarts_total", _C, "Restarts of children, by reason.", ("role", "reason")),
     # Cache
@@ -64,6 +65,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_alerts", _G, "1 for the state a rule is in.", ("rule", "state"), 512),
     Family("walled_health_score", _G, "0 to 100."),
     Family("walled_health_deduction", _G, "Points taken off the health score.", ("indicator",)),
+    Family("walled_leak_verdict", _G, "0 clean, 1 inconclusive, 2 leak.", ("role", "worker"), 160),
+    Family("walled_alert_actions_total", _C, "Actions of alerts, by result.", ("result",), 16),
     # Processes and system
     Family("walled_process_uss_bytes", _G, "Memory of this process alone.", _PROCESS, 160),
     Family("walled_process_rss_bytes", _G, "Resident memory.", _PROCESS, 160),

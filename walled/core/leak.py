@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ CLEAN_MB_PER_H = 10.0
 """Growth below this is what features.md grades best."""
 Z_95 = 1.959964
 MAX_CORRELATION = 0.85
-"""Of neighbouring minutes: past this a short series cannot tell noise from drift, and the estimate runs off."""
+"""Of neighbouring minutes: past this a short series cannot tell noise from drift, the estimate runs off."""
 MB = 1e6
 VERDICT_NUMBERS: dict[Verdict, float] = {"CLEAN": 0.0, "INCONCLUSIVE": 1.0, "LEAK": 2.0}
 """Of the gauge walled_leak_verdict."""
@@ -126,6 +127,6 @@ def inflation(residuals: Sequence[float]) -> float:
     total = sum(value * value for value in centred)
     if n <= 5 or total == 0:
         return 1.0
-    seen = sum(a * b for a, b in zip(centred, centred[1:], strict=False)) / total
+    seen = sum(a * b for a, b in pairwise(centred)) / total
     r = min(MAX_CORRELATION, max(0.0, (n * seen + 2) / (n - 4)))
     return (1 + r) / (1 - r)
