@@ -31,11 +31,11 @@ ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctit
 """Libraries only one module of the daemon and client may import."""
 
 SECOND_DOORS = {
-    "subprocess": {"walled.adapters.cache_check", "walled_client.starting"},
+    "subprocess": {"walled.adapters.cache_check", "walled.adapters.actions", "walled_client.starting"},
     "httpx": {"walled.adapters.ollama", "walled.adapters.upstream"},
 }
 """subprocess: neither is a child of the daemon with a link and restarts; one is the sacrificial reader of a
-perhaps broken cache, the other a program that starts a daemon of its own.
+perhaps broken cache, one the program of an alert, one a program that starts a daemon of its own.
 httpx: the `ollama` package takes its limits and timeouts, they are part of it; upstream tells its errors apart
 for both dialects."""
 

@@ -20,6 +20,7 @@ from walled import config as configuration
 from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
+from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
 from walled.adapters.scrape import ScrapeServer
 from walled.adapters.system import SystemProbe
@@ -70,10 +71,12 @@ class Monitor:
         self._family = FamilyProbe(spawn.supervisor_pid)
         self._system = SystemProbe()
         self._cpu_s: dict[str, tuple[float, float]] = {}
+        self._pids: dict[str, int] = {}
         self._published: dict[str, dict[str, Any]] = {}
         directory = Path(configuration.run_dir(self._config))
         self._state_path = directory / STATE_FILE
         self._restore()
+        self._judgement = self._judge_by(self._config)
         addresses = configuration.endpoints(directory)
         self._hub = sockets.Hub()
         self._deltas = self._hub.pull(addresses.delta)
@@ -82,7 +85,8 @@ class Monitor:
         self.verbs: dict[str, Verb] = {
             "metrics.list": self._metrics_list,
             "history": self._history_of,
-            "dashboard": lambda _, now_s: readings.dashboard(self._registry),
+            "dashboard": self._dashboard,
+            **self._judgement.verbs,
         }
         self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], [link.fileno()])
         port, variable = self._config.monitor.prometheus_port, self._config.monitor.prometheus_token_env
@@ -121,12 +125,14 @@ class Monitor:
             self._greet_subscribers()
             self._take_questions()
         self._save()
+        self._judgement.save()
         self._link.send(wire.Status("stopping"))
         return 0
 
     def close(self) -> None:
         if self._scrape is not None:
             self._scrape.close()
+        self._judgement.close()
         self._hub.close()
 
     def _take_orders(self) -> None:
@@ -143,6 +149,7 @@ class Monitor:
 
     def _reconfigure(self, config: Config) -> None:
         self._config = config
+        self._judgement.reconfigure(config)
         logs.set_level(config.daemon.log_level)
 
     def _take_deltas(self) -> None:
@@ -200,6 +207,11 @@ class Monitor:
             if open_and_limit is not None:
                 registry.set("walled_process_open_fds", open_and_limit[0], *labels)
                 registry.set("walled_process_max_fds", open_and_limit[1], *labels)
+            if self._pids.get(one.name, one.pid) != one.pid:
+                registry.increase("walled_worker_restarts_total", 1, labels[0], "replaced")
+            if self._pids.get(one.name) != one.pid:
+                self._judgement.born_s[one.name] = time.time()
+            self._pids[one.name] = one.pid
         names = {one.name for one in samples}
         for name in names - self._cpu_s.keys():
             self._publish(b"event.process_born", {"process": name})
@@ -228,12 +240,21 @@ class Monitor:
             registry.set("walled_system_pressure_ratio", share, resource)
         if self._scrape is not None:
             self._scrape.offer(exposition.text(registry))
+        for topic, body in self._judgement.tick(time.time()):
+            self._publish(topic, body)
         readings.remember(registry, self._history, time.time())
         for family in registry.families():
             message = readings.family(registry, family.name)
             if self._published.get(family.name, {"name": family.name, "series": []}) != message:
                 self._published[family.name] = message
                 self._publish(f"metric.{family.name}".encode(), message)
+
+    def _judge_by(self, config: Config) -> Judgement:
+        def recycle(worker: int) -> None:
+            self._link.send(wire.Ask("worker.restart", worker=worker))
+
+        directory = Path(configuration.run_dir(config))
+        return Judgement(config, self._registry, self._history, directory, recycle)
 
     # --- questions -----------------------------------------------------------------------------------
 
@@ -256,6 +277,13 @@ class Monitor:
                 reply = {"schema": "walled.error/1", "ok": False, "error": error}
             frames = protocol.frames(protocol.CONTROL, request_id, None, protocol.pack_map(reply))
             self._questions.send_to(parts[0], frames)
+
+    def _dashboard(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
+        """Everything a person looks at first, in one map."""
+        found = readings.dashboard(self._registry)
+        found["health"] = self._judgement.verbs["health"](question, now_s)
+        found["alerts"] = self._judgement.verbs["alerts.list"](question, now_s)["alerts"]
+        return found
 
     def _metrics_list(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
         rows = [
