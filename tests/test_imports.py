@@ -36,8 +36,8 @@ SECOND_DOORS = {
 }
 """subprocess: neither is a child of the daemon with a link and restarts; one is the sacrificial reader of a
 perhaps broken cache, one the program of an alert, one a program that starts a daemon of its own.
-httpx: the `ollama` package takes its limits and timeouts, they are part of it; upstream tells its errors apart
-for both dialects."""
+httpx: the `ollama` package takes its limits and timeouts, they are part of it; upstream tells its errors
+apart for both dialects."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",

@@ -41,7 +41,8 @@ def test_ready_stop_and_what_is_left(tmp_path: Path) -> None:
         assert {(c["role"], c["pid"]) for c in tree["children"]} >= {("broker", children["broker"])}
         assert daemon.stop() == 0
         assert all(ended(pid, 0) for pid in children.values())
-        assert sorted(path.name for path in daemon.run_dir.iterdir()) == ["walled.json", "walled.lock"]
+        kept = ["alerts.state", "monitor.state", "walled.json", "walled.lock"]
+        assert sorted(path.name for path in daemon.run_dir.iterdir()) == kept
         manifest = read_manifest(daemon.run_dir)
         assert manifest is not None
         assert manifest.cache_dir == str(tmp_path / "cache")
