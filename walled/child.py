@@ -54,6 +54,7 @@ def run(arguments: Sequence[str], roles: Mapping[str, Callable[[], RoleMain]] = 
     """Live one life; returns the exit status. `arguments` are `--fd N ROLE`."""
     process.ignore_signals()
     process.forbid_core_dumps()
+    os.umask(0o027)  # nothing a daemon makes is for everybody, not even between its making and its chmod
     descriptors.raise_limit()
     faulthandler.enable()
     if (

@@ -351,7 +351,7 @@ class Broker:
                 protocol.REQUEST,
                 job.job_id,
                 JobHeader(
-                    model=job.lane,
+                    model=job.model,
                     deadline_ms=max(1, int((deadline_s - now) * 1000)),
                     kind=header.kind,
                     stream=stream,

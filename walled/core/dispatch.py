@@ -15,6 +15,7 @@ from walled.core.lanes import Lane
 from walled.core.policy import aliases, meta_of
 from walled.core.record import ModelMeta
 from walled.core.residence import Residence
+from walled.core.routes import Route, resolve, routes
 from walled.protocol import ReadyHeader
 
 
@@ -31,6 +32,8 @@ class Dispatcher:
         self.metas: dict[str, ModelMeta] = {}
         """By model name and by alias."""
         self.aliases: dict[str, str] = {}
+        self._routes = routes(config)
+        self._resolved: dict[str, Route] = {}
         self.queued = 0
         self.queued_bytes = 0
         self.down_since: dict[str, float] = {}
@@ -58,10 +61,11 @@ class Dispatcher:
 
     def learn_models(self, worker: Worker) -> None:
         """Names, aliases and cache rules of what a worker serves."""
+        self._resolved.clear()
         for name, info in worker.models.items():
             self.metas[name] = meta_of(self.config, worker.backend, worker.kind, info)
-            if name not in self.lanes:
-                self.lanes[name] = Lane(name)
+            for lane in (Lane(name), Lane(name, worker.backend)):
+                self.lanes.setdefault(lane.name, lane)
         for alias, name in aliases(self.config, worker.backend, list(worker.models)).items():
             self.aliases[alias] = name
             self.metas[alias] = self.metas[name]
@@ -70,7 +74,7 @@ class Dispatcher:
         worker = self.fleet.remove(identity)
         if worker is not None:
             for name in worker.models:
-                if not self.fleet.by_model.get(name):
+                if not self.fleet.by_place.get(name):
                     self.down_since.setdefault(name, now)
         return worker
 
@@ -83,22 +87,42 @@ class Dispatcher:
             lane.push_front(job, now)
         else:
             lane.push(job, now)
-        self.waiting[lane.model] = lane
+        self.waiting[lane.name] = lane
         self.queued += 1
         self.queued_bytes += job.payload_bytes
 
     def drop(self, job: Job) -> None:
         """A waiting job has no caller left."""
+        self.withdraw(job)
+        job.payload = b""
+
+    def withdraw(self, job: Job) -> None:
+        """Take a waiting job out of its lane, to be run elsewhere or later."""
         lane = self.lanes[job.lane]
         lane.drop(job)
         self._taken(job, lane)
-        job.payload = b""
+
+    def route(self, name: str) -> Route:
+        """What the name of a request stands for."""
+        route = self._resolved.get(name)
+        if route is None:
+            route = resolve(name, self._routes, self.aliases, self.config)
+            if name in self._routes or name in self.aliases or name in self.lanes:
+                self._resolved[name] = route  # only names that exist: a caller can invent many
+        return route
+
+    def reconfigure(self, config: Config) -> None:
+        """Take over limits, routes and policies."""
+        self.config = config
+        self._routes = routes(config)
+        for worker in self.fleet.workers.values():
+            self.learn_models(worker)
 
     def _taken(self, job: Job, lane: Lane) -> None:
         self.queued -= 1
         self.queued_bytes -= job.payload_bytes
         if not lane.count:
-            self.waiting.pop(lane.model, None)
+            self.waiting.pop(lane.name, None)
             for residence in self.residences.values():
                 residence.forget_switch(lane.model)
 
@@ -113,7 +137,8 @@ class Dispatcher:
             oldest = [
                 (lane.model, since)
                 for lane in self.waiting.values()
-                if self.metas[lane.model].backend == backend and (since := lane.oldest_s()) is not None
+                if (lane.backend or self.metas[lane.model].backend) == backend
+                and (since := lane.oldest_s()) is not None
             ]
             residence.consider_switch(
                 oldest, now, max_wait_s=limits.max_wait_s, min_residence_s=limits.min_residence_s
@@ -126,9 +151,9 @@ class Dispatcher:
 
         It jumps no line: whatever waits in another lane could not start either, or it would have.
         """
-        if lane.count or not self._may_start(lane.model, now):
+        if lane.count or not self._may_start(lane, now):
             return None
-        return self.fleet.choose(lane.model, session)
+        return self.fleet.choose(lane.name, session)
 
     def take(self, now: float) -> tuple[Job, Worker] | None:
         """Take the next job that can start now out of its lane, and the worker that shall run it.
@@ -138,24 +163,25 @@ class Dispatcher:
         if len(self.waiting) == 1:
             (best,) = self.waiting.values()
         else:
-            heads = [(lane.head() or (99, 0.0), lane.model) for lane in self.waiting.values()]
-            ready = (self.lanes[model] for _, model in sorted(heads) if self._can_start(model, now))
+            heads = [(lane.head() or (99, 0.0), lane.name) for lane in self.waiting.values()]
+            lanes = (self.lanes[name] for _, name in sorted(heads))
+            ready = (lane for lane in lanes if self._can_start(lane, now))
             found = next(ready, None)
             if found is None:
                 return None
             best = found
-        worker = self.fleet.choose(best.model)
-        if worker is None or not self._may_start(best.model, now):
+        worker = self.fleet.choose(best.name)
+        if worker is None or not self._may_start(best, now):
             return None
         job = best.pop()
         if job is None:
             return None
         self._taken(job, best)
         session = job.waiters[0].header.session
-        return job, (self.fleet.choose(best.model, session) or worker) if session else worker
+        return job, (self.fleet.choose(best.name, session) or worker) if session else worker
 
-    def _can_start(self, model: str, now: float) -> bool:
-        return self.fleet.choose(model) is not None and self._may_start(model, now)
+    def _can_start(self, lane: Lane, now: float) -> bool:
+        return self.fleet.choose(lane.name) is not None and self._may_start(lane, now)
 
     def started(self, job: Job, worker: Worker, now: float) -> None:
         """The job was given to the worker."""
@@ -164,11 +190,12 @@ class Dispatcher:
         residence = self.residences[worker.backend]
         if residence.limit:
             running = self._running(worker.backend)
-            residence.started(job.lane, now, running, self.config.broker.min_residence_s)
+            residence.started(job.model, now, running, self.config.broker.min_residence_s)
         worker.jobs[job.job_id] = job
 
-    def _may_start(self, model: str, now: float) -> bool:
-        backend = self.metas[model].backend
+    def _may_start(self, lane: Lane, now: float) -> bool:
+        model = lane.model
+        backend = lane.backend or self.metas[model].backend
         residence = self.residences.get(backend)
         if residence is None or not residence.limit:
             return True
@@ -179,7 +206,7 @@ class Dispatcher:
     def _running(self, backend: str) -> Callable[[str], int]:
         def running(model: str) -> int:
             return sum(
-                job.lane == model
+                job.model == model
                 for worker in self.fleet.workers.values()
                 if worker.backend == backend
                 for job in worker.jobs.values()
@@ -191,10 +218,10 @@ class Dispatcher:
 
     def eta_s(self, lane: Lane, ahead: int) -> float:
         """Expected seconds until a request with `ahead` others before it starts (0: not known)."""
-        slots = self.fleet.slots_for(lane.model)
+        slots = self.fleet.slots_for(lane.name)
         return (ahead + 1) * lane.service_s / slots if slots else 0.0
 
     def retry_after_s(self, lane: Lane) -> float:
         """When trying again is sensible: half the time the present queue takes, between 0.1 and 30 s."""
-        slots = self.fleet.slots_for(lane.model) or 1
+        slots = self.fleet.slots_for(lane.name) or 1
         return min(30.0, max(0.1, lane.count * (lane.service_s or 0.1) / slots / 2))

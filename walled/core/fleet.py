@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from walled.core.lanes import place
 from walled.protocol import ModelInfo, ReadyHeader
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ class Worker:
 
 
 class Fleet:
-    """All connected workers. `by_model` is what dispatch reads; it is rebuilt when a worker comes or goes."""
+    """All connected workers. `by_place` is what dispatch reads; it is rebuilt when one comes or goes."""
 
     def __init__(self) -> None:
         self.workers: dict[bytes, Worker] = {}
-        self.by_model: dict[str, list[Worker]] = {}
+        self.by_place: dict[str, list[Worker]] = {}
+        """By the key of a lane (lanes.place)."""
+        self.blocked: set[str] = set()
+        """Backends that get nothing at present: their circuit breaker is open, or they asked for a pause."""
         self._slots: dict[str, int] = {}
         self._sessions: OrderedDict[str, bytes] = OrderedDict()
 
@@ -66,32 +70,40 @@ class Fleet:
 
     def index(self) -> None:
         """Build what dispatch reads; to be called after any change of a worker's slots or state."""
-        self.by_model, self._slots = {}, {}
+        self.by_place, self._slots = {}, {}
         for worker in self.workers.values():
-            for name in worker.models:
-                self.by_model.setdefault(name, []).append(worker)
-                slots = 0 if worker.draining else worker.slots
-                self._slots[name] = self._slots.get(name, 0) + slots
+            slots = 0 if worker.draining else worker.slots
+            for model in worker.models:
+                for name in (model, place(model, worker.backend)):
+                    self.by_place.setdefault(name, []).append(worker)
+                    self._slots[name] = self._slots.get(name, 0) + slots
 
     def of_slot(self, slot: int) -> list[Worker]:
         """Workers of a slot number: two while a replacement takes over."""
         return [worker for worker in self.workers.values() if worker.slot == slot]
 
-    def slots_for(self, model: str) -> int:
-        """How many requests of a model can run at once."""
-        return self._slots.get(model, 0)
+    def slots_for(self, name: str) -> int:
+        """How many requests of a place (lanes.place) can run at once."""
+        return self._slots.get(name, 0)
 
-    def choose(self, model: str, session: str = "") -> Worker | None:
-        """The worker that should run one more job of the model now, or None when all are busy.
+    def open_to(self, name: str) -> bool:
+        """Whether some worker of a place takes jobs, now or when it has room."""
+        return any(
+            not worker.draining and worker.backend not in self.blocked
+            for worker in self.by_place.get(name, ())
+        )
+
+    def choose(self, name: str, session: str = "") -> Worker | None:
+        """The worker that should run one more job of a place now, or None when all are busy or blocked.
 
         The session's last worker while it has room (its KV prefix is warm), else the least loaded.
         """
         best: Worker | None = None
         best_load = 1.0
         home = self._sessions.get(session) if session else None
-        for worker in self.by_model.get(model, ()):
+        for worker in self.by_place.get(name, ()):
             busy = len(worker.jobs)
-            if busy >= worker.slots or worker.draining:
+            if busy >= worker.slots or worker.draining or worker.backend in self.blocked:
                 continue
             if worker.identity == home:
                 best = worker

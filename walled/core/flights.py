@@ -42,6 +42,11 @@ class Job:
         "waiters", "worker",
     )  # fmt: skip
 
+    @property
+    def model(self) -> str:
+        """The model, by its configured name."""
+        return self.lane.rpartition("\0")[2]
+
     def __init__(
         self, job_id: bytes, client: bytes, lane: str, payload: bytes, rank: int, now: float
     ) -> None:
@@ -50,7 +55,7 @@ class Job:
         self.client = client
         """Whose turn it takes: the first caller's."""
         self.lane = lane
-        """The model, by its configured name."""
+        """Where it waits and runs: lanes.place of a model, at one backend or anywhere."""
         self.payload = payload
         self.payload_bytes = len(payload)
         self.rank = rank

@@ -53,7 +53,7 @@ def validate(broker: Broker) -> None:
         "shared jobs are alive": all(job.waiters for job in broker.flights.values()),
         "no empty client": all(broker.clients.values()),
         "one model at a time": all(
-            len({job.lane for w in workers if w.backend == backend for job in w.jobs.values()})
+            len({job.model for w in workers if w.backend == backend for job in w.jobs.values()})
             <= residence.limit
             for backend, residence in dispatcher.residences.items()
             if residence.limit

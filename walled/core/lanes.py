@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from walled.core.flights import Job
 
 CLASSES = 3
+
+
+def place(model: str, backend: str = "") -> str:
+    """The key of the lane of a model, at one backend or anywhere. No name of a model holds a NUL."""
+    return f"{backend}\0{model}" if backend else model
+
+
 _Entry: TypeAlias = "tuple[float, int, Job]"
 """(time of entry into its class, ticket of that entry, job)."""
 
@@ -24,8 +31,11 @@ _Entry: TypeAlias = "tuple[float, int, Job]"
 class Lane:
     """Queue of one model. Jobs that ended while waiting stay in it, marked, until they are passed over."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, backend: str = "") -> None:
         self.model = model
+        self.backend = backend
+        """Where its jobs must run; "" is wherever the model is served."""
+        self.name = place(model, backend)
         self.count = 0
         """Live jobs waiting."""
         self.by_class = [0] * CLASSES

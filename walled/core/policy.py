@@ -116,7 +116,8 @@ def aliases(config: Config, backend_name: str, model_names: Sequence[str]) -> di
     """Alias -> name, for the models `model_names` of one backend ("auto" must be resolved in `config`).
 
     "default" stands for config.default_model wherever that is served, else for the first model of the first
-    backend. An alias never takes the place of a model that really has that name.
+    backend. A route stands for the model of its first target. An alias never takes the place of a model that
+    really has that name.
     """
     names = set(model_names)
     found = {
@@ -124,6 +125,10 @@ def aliases(config: Config, backend_name: str, model_names: Sequence[str]) -> di
         for alias, model in config.models.items()
         if model.alias_of in names and alias not in names
     }
+    for name, route in config.routes.items():
+        backend, _, model = route.targets[0].partition("/")
+        if backend == backend_name and model in names and name not in names:
+            found[name] = model
     if "default" in names:
         return found
     if config.default_model:

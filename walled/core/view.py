@@ -43,7 +43,9 @@ def workers(broker: Broker, now: float) -> dict[str, Any]:
 def models(broker: Broker) -> dict[str, Any]:
     """`models.list`."""
     rows = []
-    for name, found in sorted(broker.dispatcher.fleet.by_model.items()):
+    for name, found in sorted(broker.dispatcher.fleet.by_place.items()):
+        if "\0" in name:
+            continue
         info = found[0].models[name]
         rows.append(
             {
@@ -94,7 +96,7 @@ def _row(job: Job, now: float) -> dict[str, Any]:
     first = job.waiters[0] if job.waiters else None
     return {
         "request": first.request_id.hex() if first else "",
-        "model": job.lane,
+        "model": job.model,
         "age_s": round(now - first.arrived_s, 3) if first else 0.0,
         "deadline_s": round(max(w.deadline_s for w in job.waiters) - now, 3) if job.waiters else 0.0,
     }
