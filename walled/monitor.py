@@ -86,6 +86,7 @@ class Monitor:
             "metrics.list": self._metrics_list,
             "history": self._history_of,
             "dashboard": self._dashboard,
+            "stats": self._stats,
             **self._judgement.verbs,
         }
         self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], [link.fileno()])
@@ -284,6 +285,15 @@ class Monitor:
         found["health"] = self._judgement.verbs["health"](question, now_s)
         found["alerts"] = self._judgement.verbs["alerts.list"](question, now_s)["alerts"]
         return found
+
+    def _stats(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
+        """{"op": "stats", "window_s": seconds back, "model": only of this one}."""
+        window_s, model = question.get("window_s", 60), question.get("model", "")
+        if isinstance(window_s, bool) or not isinstance(window_s, int | float) or not 0 < window_s <= 21600:
+            raise BadRequest("stats.window_s: more than 0 and at most 21600 seconds (6 h) are kept")
+        if not isinstance(model, str):
+            raise BadRequest("stats.model: a text is needed")
+        return readings.stats(self._registry, float(window_s), model)
 
     def _metrics_list(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
         rows = [

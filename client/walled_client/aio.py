@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from walled.errors import BadRequest, Cancelled, StreamInterrupted, WalledError
+from walled.errors import BadRequest, Cancelled, DeadlineExceeded, StreamInterrupted, Unavailable, WalledError
 from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
 from walled_client import calls, offline, presence
 from walled_client.aio_wire import AsyncWire
 from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields
-from walled_client.discovery import find, place_of
+from walled_client.discovery import Place, find, place_of
 from walled_client.exchange import Call
 from walled_client.local import LocalCache
 from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
@@ -38,30 +38,40 @@ class AsyncShared:
         self.cache = LocalCache(run_dir) if local else None
         self.offline = offline.Offline(self.cache) if self.cache else None
         self._wire: AsyncWire | None = None
-        self._pid = 0
+        self._monitor: AsyncWire | None = None
         self._inherited: list[AsyncWire] = []
         self.closed = False
 
     def wire(self) -> AsyncWire:
         """The connection of the running loop: another loop, or a fork, gets a new one."""
         wire = self._wire
-        loop = asyncio.get_running_loop()
-        if wire is not None and wire.loop is loop and self._pid == os.getpid():
+        if wire is not None and wire.loop is asyncio.get_running_loop() and wire.pid == os.getpid():
             return wire
+        place = find(self.run_dir)
+        self._wire = self._made(wire, self._endpoint or place.client, place)
+        return self._wire
+
+    def monitor(self) -> AsyncWire:
+        """The connection to the monitor; made by the first question about metrics or health."""
+        wire = self._monitor
+        if wire is not None and wire.loop is asyncio.get_running_loop() and wire.pid == os.getpid():
+            return wire
+        place = find(self.run_dir)
+        self._monitor = self._made(wire, place.monitor, place)
+        return self._monitor
+
+    def _made(self, former: AsyncWire | None, endpoint: str, place: Place) -> AsyncWire:
         if self.closed:
             raise Cancelled("the client is closed")
-        if wire is not None:
-            if self._pid == os.getpid():
-                wire.drop()
+        if former is not None:
+            if former.pid == os.getpid():
+                former.drop()
             else:
-                self._inherited.append(wire)  # the parent's: neither used nor freed here
-        self._pid = os.getpid()
-        place = find(self.run_dir)
-        endpoint = self._endpoint or place.client
-        self._wire = AsyncWire(
+                self._inherited.append(former)  # the parent's: neither used nor freed here
+        loop = asyncio.get_running_loop()
+        return AsyncWire(
             endpoint, self._connect_timeout_s, loop, lambda: presence.gone(place.run_dir, endpoint)
         )
-        return self._wire
 
     def counters(self) -> dict[str, int]:
         hits = self.cache.hits if self.cache else 0
@@ -69,12 +79,12 @@ class AsyncShared:
 
     async def close(self) -> None:
         self.closed = True
-        wire = self._wire
-        if wire is not None and self._pid == os.getpid():
-            if wire.loop is asyncio.get_running_loop():
-                await wire.close()
-            else:
-                wire.drop()
+        for wire in (self._wire, self._monitor):
+            if wire is not None and wire.pid == os.getpid():
+                if wire.loop is asyncio.get_running_loop():
+                    await wire.close()
+                else:
+                    wire.drop()
         if self.cache is not None:
             self.cache.close()
 
@@ -181,6 +191,26 @@ class AsyncClient:
     async def status(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """The daemon's state, as `walled.status/1`."""
         return await self._control(ControlRequest("status"), deadline_s)
+
+    async def health(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """As Client.health."""
+        return await self._shared.monitor().ask({"op": "health"}, deadline_s)
+
+    async def dashboard(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """As Client.dashboard."""
+        found = await self._shared.monitor().ask({"op": "dashboard"}, deadline_s)
+        try:
+            found["daemon"] = await self.status(deadline_s=deadline_s)
+        except (Unavailable, DeadlineExceeded):
+            found["daemon"] = None
+        return found
+
+    async def stats(
+        self, *, window_s: float = 60.0, model: str = "", deadline_s: float = 5.0
+    ) -> dict[str, Any]:
+        """As Client.stats."""
+        question = {"op": "stats", "window_s": window_s, "model": model}
+        return await self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
 
     def in_flight(self) -> list[str]:
         """Request ids of this client's open calls."""
@@ -300,10 +330,7 @@ class AsyncClient:
             self._shared.cache.refresh_failed(key)
 
     async def _control(self, request: ControlRequest, deadline_s: float) -> dict[str, Any]:
-        wire = self._shared.wire()
-        call = wire.start_control(request, deadline_s)
-        await wire.wait(call)
-        return call.control_reply()
+        return await self._shared.wire().ask(request, deadline_s)
 
 
 AsyncOtherwise = Callable[[Call, WalledError], Awaitable["Call | Reply | None"]]

@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from walled import protocol
 from walled.adapters.sockets import ConnectionEvent, Hub
@@ -64,10 +65,15 @@ class AsyncWire:
         """Open a call and send it if the broker is there. `call.waiter` is the future to await."""
         return self._begin(header, payload, deadline_s)
 
-    def start_control(self, request: ControlRequest, deadline_s: float) -> Call:
-        return self._begin(request, b"", deadline_s)
+    async def ask(self, request: ControlRequest | dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        """The map a control request is answered with. Raises the refusal, or what kept it from coming."""
+        call = self._begin(request, b"", deadline_s)
+        await self.wait(call)
+        return call.control_reply()
 
-    def _begin(self, what: RequestHeader | ControlRequest, payload: bytes, deadline_s: float) -> Call:
+    def _begin(
+        self, what: RequestHeader | ControlRequest | dict[str, Any], payload: bytes, deadline_s: float
+    ) -> Call:
         if self.closed:
             raise Cancelled("the client is closed")
         exchange, port = self.exchange, self._port

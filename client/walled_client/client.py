@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from walled.errors import BadRequest, StreamInterrupted, WalledError
+from walled.errors import BadRequest, DeadlineExceeded, StreamInterrupted, Unavailable, WalledError
 from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
 from walled_client import calls, offline, presence
 from walled_client.calls import Asked, ChatFields, GenerateFields, Messages, SettingFields, Settings
-from walled_client.discovery import find, place_of
+from walled_client.discovery import Place, find, place_of
 from walled_client.exchange import Call
 from walled_client.local import LocalCache
 from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
@@ -38,6 +38,8 @@ class Shared:
         self._closing = threading.Event()
         self._wires: dict[int, Wire] = {}
         """By process id: after a fork the child opens its own and leaves the parent's alone."""
+        self._monitors: dict[int, Wire] = {}
+        """The same, to the monitor."""
         self.closed = False
 
     def wire(self) -> Wire:
@@ -45,13 +47,24 @@ class Shared:
         wire = self._wires.get(pid)
         if wire is None:
             place = find(self.run_dir)
-            endpoint = self._endpoint or place.client
-            made = Wire(endpoint, self._connect_timeout_s, lambda: presence.gone(place.run_dir, endpoint))
-            wire = self._wires.setdefault(pid, made)
-            if wire is not made:
-                made.close()
-            if self.closed:
-                wire.close()
+            wire = self._made(self._wires, self._endpoint or place.client, place)
+        return wire
+
+    def monitor(self) -> Wire:
+        """The connection to the monitor; made by the first question about metrics or health."""
+        wire = self._monitors.get(os.getpid())
+        if wire is None:
+            place = find(self.run_dir)
+            wire = self._made(self._monitors, place.monitor, place)
+        return wire
+
+    def _made(self, wires: dict[int, Wire], endpoint: str, place: Place) -> Wire:
+        made = Wire(endpoint, self._connect_timeout_s, lambda: presence.gone(place.run_dir, endpoint))
+        wire = wires.setdefault(os.getpid(), made)
+        if wire is not made:
+            made.close()
+        if self.closed:
+            wire.close()
         return wire
 
     def pause(self, seconds: float) -> None:
@@ -66,9 +79,10 @@ class Shared:
     def close(self) -> None:
         self.closed = True
         self._closing.set()
-        wire = self._wires.get(os.getpid())
-        if wire is not None:
-            wire.close()
+        for wires in (self._wires, self._monitors):
+            wire = wires.get(os.getpid())
+            if wire is not None:
+                wire.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -168,6 +182,28 @@ class Client:
     def status(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """The daemon's state, as `walled.status/1`."""
         return self._control(ControlRequest("status"), deadline_s)
+
+    def health(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """Score, grade and every deduction with symptom, impact, cause and action, as `walled.health/1`."""
+        return self._shared.monitor().ask({"op": "health"}, deadline_s)
+
+    def dashboard(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
+        """Everything in one map, as `walled.dashboard/1`: `stats` (times, rates, tokens), `metrics` and
+        `totals` (processes, machine, cache, the application's own), `health`, `alerts`, and `daemon`: what
+        `status` gives, or None while no broker answers."""
+        found = self._shared.monitor().ask({"op": "dashboard"}, deadline_s)
+        try:
+            found["daemon"] = self.status(deadline_s=deadline_s)
+        except (Unavailable, DeadlineExceeded):
+            found["daemon"] = None
+        return found
+
+    def stats(self, *, window_s: float = 60.0, model: str = "", deadline_s: float = 5.0) -> dict[str, Any]:
+        """How requests fared in the last `window_s` seconds (at most 6 h), as `walled.stats/1`: `endings` by
+        outcome and source, `tokens`, `phases` with p50_s, p95_s, p99_s and counts by `bounds_s`. `client`
+        is what this client counted. `model`: only of this one."""
+        question = {"op": "stats", "window_s": window_s, "model": model}
+        return self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
 
     def in_flight(self) -> list[str]:
         """Request ids of this client's open calls, all threads together."""
@@ -376,15 +412,7 @@ class Client:
         return results  # type: ignore[return-value]  # every place has been filled
 
     def _control(self, request: ControlRequest, deadline_s: float) -> dict[str, Any]:
-        wire = self._shared.wire()
-        waiter = Waiter()
-        call = wire.start_control(request, deadline_s, waiter)
-        try:
-            wire.wait(call, waiter)
-        except BaseException:
-            wire.cancel(call)
-            raise
-        return call.control_reply()
+        return self._shared.wire().ask(request, deadline_s)
 
 
 class _Place:

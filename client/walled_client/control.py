@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from walled.protocol import ControlRequest
 from walled_client.discovery import find, place_of
-from walled_client.wire import Waiter, Wire
+from walled_client.wire import Wire
 
 
 class Control:
@@ -28,14 +28,7 @@ class Control:
 
     def ask(self, op: str, *, worker: int = -1, request: str = "", deadline_s: float = 5.0) -> dict[str, Any]:
         """The reply's map; raises the daemon's refusal, or DaemonUnavailable."""
-        waiter = Waiter()
-        call = self._wire.start_control(ControlRequest(op, worker, request), deadline_s, waiter)
-        try:
-            self._wire.wait(call, waiter)
-        except BaseException:
-            self._wire.cancel(call)
-            raise
-        return call.control_reply()
+        return self._wire.ask(ControlRequest(op, worker, request), deadline_s)
 
     def close(self) -> None:
         self._wire.close()

@@ -31,6 +31,10 @@ class Place(msgspec.Struct, frozen=True):
     client: str
     """Endpoint of the client socket."""
     control: str
+    monitor: str
+    """The monitor's socket for questions."""
+    metrics: str
+    """Where the monitor publishes."""
     cache_dir: Path
     run_dir: Path
 
@@ -51,6 +55,8 @@ def find(run_dir: str | Path | None = None) -> Place:
     return Place(
         client=manifest.endpoints.get("client") or usual.client,
         control=manifest.endpoints.get("control") or usual.control,
+        monitor=usual.monitor,
+        metrics=usual.metrics,
         cache_dir=cache_dir,
         run_dir=directory,
     )

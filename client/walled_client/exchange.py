@@ -223,9 +223,12 @@ class Exchange:
         """A new call. `deadline_s`: seconds it may take."""
         return self._open(header, payload, now_s, deadline_s, waiter)
 
-    def open_control(self, request: ControlRequest, now_s: float, deadline_s: float, waiter: Any) -> Call:
-        """A new control request."""
-        return self._open(None, protocol.pack_control(request), now_s, deadline_s, waiter)
+    def open_control(
+        self, request: ControlRequest | dict[str, Any], now_s: float, deadline_s: float, waiter: Any
+    ) -> Call:
+        """A new control request; a map is a question to the monitor."""
+        pack = protocol.pack_control if isinstance(request, ControlRequest) else protocol.pack_map
+        return self._open(None, pack(request), now_s, deadline_s, waiter)  # type: ignore[arg-type]
 
     def _open(
         self, header: RequestHeader | None, payload: bytes, now_s: float, deadline_s: float, waiter: Any

@@ -5,47 +5,36 @@ May live here: asking one question and returning its map. May not: the stream (s
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, Self
 
-from walled import protocol
-from walled.adapters.sockets import Hub, Poller
-from walled.config import endpoints
-from walled.errors import BadRequest, DaemonUnavailable, WalledError
-from walled_client.discovery import find
-
-RETRY_S = 0.02
+from walled.errors import DaemonUnavailable, DeadlineExceeded
+from walled_client import presence
+from walled_client.discovery import find, place_of
+from walled_client.wire import Wire
 
 
 class Observer:
-    """A connection to the monitor. It goes on working when the monitor is replaced."""
+    """A connection to the monitor, for any number of threads. It goes on working when the monitor is
+    replaced."""
 
-    def __init__(self, run_dir: str | Path | None = None, *, deadline_s: float = 5.0) -> None:
-        self._hub = Hub()
-        self._port = self._hub.dealer(endpoints(find(run_dir).run_dir).monitor)
-        self._port.connect()
-        self._poller = Poller([self._port])
+    def __init__(
+        self, run_dir: str | Path | None = None, endpoint: str | None = None, *, deadline_s: float = 5.0
+    ) -> None:
+        """`endpoint`: a client socket, whose directory holds the monitor's socket too. A daemon that has
+        certainly ended is known at once; else a monitor is waited for until the deadline."""
+        place = find(place_of(run_dir, endpoint))
+        self._wire = Wire(place.monitor, deadline_s, lambda: presence.gone(place.run_dir, place.monitor))
         self._deadline_s = deadline_s
-        self._number = 0
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """The reply's map. Raises the monitor's refusal, or DaemonUnavailable when none comes in time."""
-        until_s = time.monotonic() + self._deadline_s
-        self._number += 1
-        ident = str(self._number).encode()
-        payload = protocol.pack_map({"op": op, **fields})
-        frames = protocol.frames(protocol.CONTROL, ident, None, payload)
-        sent = False
-        while (left_s := until_s - time.monotonic()) > 0:
-            # Nothing says "connected" but that a send is taken.
-            sent = sent or self._port.send(frames)
-            self._poller.wait(left_s if sent else min(left_s, RETRY_S))
-            for parts in self._port.receive():
-                message = protocol.parse(parts)
-                if message.request_id == ident:  # an answer that came too late belongs to nobody
-                    return _sound(protocol.unpack_map(message.payload))
-        raise DaemonUnavailable(f"the monitor did not answer {op} within {self._deadline_s:g} s")
+        try:
+            return self._wire.ask({"op": op, **fields}, self._deadline_s)
+        except DeadlineExceeded:
+            raise DaemonUnavailable(
+                f"the monitor did not answer {op} within {self._deadline_s:g} s"
+            ) from None
 
     def health(self) -> dict[str, Any]:
         """Score, grade, every deduction with symptom, impact, cause and action; leak verdicts."""
@@ -54,6 +43,10 @@ class Observer:
     def dashboard(self) -> dict[str, Any]:
         """Everything a person looks at first, in one map."""
         return self.ask("dashboard")
+
+    def stats(self, window_s: float = 60.0, model: str = "") -> dict[str, Any]:
+        """How requests fared in the last `window_s` seconds."""
+        return self.ask("stats", window_s=window_s, model=model)
 
     def alerts(self) -> list[dict[str, Any]]:
         """Every rule and where it stands."""
@@ -86,18 +79,10 @@ class Observer:
         return found
 
     def close(self) -> None:
-        self._hub.close()
+        self._wire.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _sound(reply: dict[str, Any]) -> dict[str, Any]:
-    error = reply.get("error")
-    if not isinstance(error, dict):
-        return reply
-    text = str(error.get("message", ""))
-    raise BadRequest(text) if error.get("code") == BadRequest.code else WalledError(text)

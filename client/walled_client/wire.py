@@ -93,8 +93,21 @@ class Wire:
         """Open a call and send it if the broker is there; never waits."""
         return self._begin(lambda now_s: self.exchange.open(header, payload, now_s, deadline_s, waiter))
 
-    def start_control(self, request: ControlRequest, deadline_s: float, waiter: Waiter) -> Call:
+    def start_control(
+        self, request: ControlRequest | dict[str, Any], deadline_s: float, waiter: Waiter
+    ) -> Call:
         return self._begin(lambda now_s: self.exchange.open_control(request, now_s, deadline_s, waiter))
+
+    def ask(self, request: ControlRequest | dict[str, Any], deadline_s: float) -> dict[str, Any]:
+        """The map a control request is answered with. Raises the refusal, or what kept it from coming."""
+        waiter = Waiter()
+        call = self.start_control(request, deadline_s, waiter)
+        try:
+            self.wait(call, waiter)
+        except BaseException:
+            self.cancel(call)
+            raise
+        return call.control_reply()
 
     def wait(self, call: Call, waiter: Waiter) -> None:
         """Sleep until the call has news; it always gets some, because every call has a deadline."""

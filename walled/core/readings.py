@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from walled.core.catalogue import BUCKETS_S
 from walled.core.history import History
 from walled.core.registry import Registry, series_key
 
@@ -61,10 +62,15 @@ def remember(registry: Registry, history: History, time_s: float) -> None:
             if family.kind != "histogram":
                 history.append(series_key(family.name, row.labels), time_s, row.value)
         if family.kind == "histogram":
-            for q in QUANTILES:
-                value = registry.quantile(family.name, q, {}, QUANTILE_WINDOW_S)
-                if value is not None:
-                    history.append(series_key(family.name, {"quantile": str(q)}), time_s, value)
+            for q, value in quantiles(registry, family.name).items():
+                history.append(series_key(family.name, {"quantile": q}), time_s, value)
+
+
+def quantiles(registry: Registry, name: str) -> dict[str, float]:
+    """Of the last minute, over all series; empty when nothing was observed."""
+    seen = registry.distribution(name, {}, QUANTILE_WINDOW_S)
+    found = ((str(q), seen.quantile(q)) for q in QUANTILES)
+    return {q: value for q, value in found if value is not None}
 
 
 def family(registry: Registry, name: str) -> dict[str, Any]:
@@ -74,7 +80,58 @@ def family(registry: Registry, name: str) -> dict[str, Any]:
         | ({"sum": row.sum, "buckets": list(row.buckets)} if row.buckets else {})
         for row in registry.rows(name)
     ]
-    return {"name": name, "series": rows}
+    message: dict[str, Any] = {"name": name, "series": rows}
+    if any("buckets" in row for row in rows):
+        message["quantiles"] = quantiles(registry, name)
+    return message
+
+
+PHASES = {
+    "request": ("walled_request_duration_seconds", {}),
+    "queue": ("walled_request_queue_seconds", {}),
+    "first_token": ("walled_request_first_token_seconds", {}),
+    "load": ("walled_backend_phase_seconds", {"phase": "load"}),
+    "prefill": ("walled_backend_phase_seconds", {"phase": "prefill"}),
+    "decode": ("walled_backend_phase_seconds", {"phase": "decode"}),
+    "per_output_token": ("walled_request_per_output_token_seconds", {}),
+}
+"""Where the time of a request goes -> the metric and labels it is measured in."""
+
+
+def stats(registry: Registry, window_s: float, model: str = "") -> dict[str, Any]:
+    """How requests fared in the last `window_s` seconds: endings, tokens, times by phase. `model`: only of
+    this one. Quantiles and buckets come from the sketches, so they may reach 10 s further back (past six
+    minutes 5 minutes)."""
+    of = {"model": model} if model else {}
+
+    def grown(name: str, match: dict[str, str]) -> dict[str, float]:
+        total = sum(value for _, value in registry.series(name, match))
+        return {"total": total, "per_s": registry.rate(name, match, window_s) or 0.0}
+
+    endings = [
+        {**row.labels, **grown("walled_requests_total", row.labels)}
+        for row in registry.rows("walled_requests_total")
+        if of.items() <= row.labels.items()
+    ]
+    phases = {}
+    for phase, (name, labels) in PHASES.items():
+        seen = registry.distribution(name, {**of, **labels}, window_s)
+        phases[phase] = {
+            "count": seen.count,
+            **{f"p{q * 100:g}_s": seen.quantile(q) for q in QUANTILES},
+            "buckets": seen.counts(BUCKETS_S),
+        }
+    return {
+        "schema": "walled.stats/1",
+        "ok": True,
+        "window_s": window_s,
+        "requests": grown("walled_requests_total", of),
+        "degraded": grown("walled_requests_degraded_total", of),
+        "endings": endings,
+        "tokens": {kind: grown("walled_tokens_total", {**of, "type": kind}) for kind in ("prompt", "output")},
+        "phases": phases,
+        "bounds_s": list(BUCKETS_S),
+    }
 
 
 def dashboard(registry: Registry) -> dict[str, Any]:
@@ -86,6 +143,7 @@ def dashboard(registry: Registry) -> dict[str, Any]:
         "requests_per_s": registry.rate("walled_requests_total", {}, 60.0) or 0.0,
         "latency_s": {f"p{q * 100:g}": registry.quantile(duration, q, {}, 60.0) for q in QUANTILES},
         "tokens_per_s": registry.rate("walled_tokens_total", {"type": "output"}, 60.0) or 0.0,
+        "stats": stats(registry, QUANTILE_WINDOW_S),
         "metrics": {
             f.name: family(registry, f.name)["series"] for f in registry.families() if f.kind == "gauge"
         },

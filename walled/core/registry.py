@@ -269,12 +269,16 @@ class Registry:
 
     def quantile(self, name: str, q: float, match: Labels | None, window_s: float) -> float | None:
         """Within 1 %; None when nothing was observed in the window or `name` is no histogram."""
+        return self.distribution(name, match, window_s).quantile(q)
+
+    def distribution(self, name: str, match: Labels | None, window_s: float) -> Sketch:
+        """All that was observed in the window; empty when `name` is no histogram."""
         merged = Sketch()
         for series in self._matching(name, match):
             if series.sketches is not None:
                 for sketch in series.sketches.since(window_s, self._now_s):
                     merged.merge(sketch)
-        return merged.quantile(q)
+        return merged
 
     def rate(self, name: str, match: Labels | None, window_s: float) -> float | None:
         """Growth per second of counters, observations per second of histograms. None without series."""

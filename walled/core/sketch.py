@@ -9,7 +9,8 @@ A value falls into the bin ceil(log(value) / log(gamma)); with gamma = 1.01 / 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 ERROR = 0.01
 GAMMA = (1 + ERROR) / (1 - ERROR)
@@ -39,6 +40,13 @@ class Sketch:
         for index, count in other.bins.items():
             self.bins[index] = self.bins.get(index, 0) + count
 
+    def counts(self, bounds: Sequence[float]) -> list[int]:
+        """How many values lie between each bound and the one before it, then how many above the last."""
+        found = [0] * (len(bounds) + 1)
+        for index, count in self.bins.items():
+            found[bisect_left(bounds, middle(index))] += count
+        return found
+
     def quantile(self, q: float) -> float | None:
         """The value below which the share `q` lies; None of an empty sketch."""
         if not self.count:
@@ -48,8 +56,13 @@ class Sketch:
         for index in sorted(self.bins):
             seen += self.bins[index]
             if seen >= rank:
-                return 2 * GAMMA**index / (GAMMA + 1)
+                return middle(index)
         raise AssertionError("count is the sum of the bins")
+
+
+def middle(index: int) -> float:
+    """The value a bin stands for."""
+    return 2 * GAMMA**index / (GAMMA + 1)
 
 
 def bin_of(value: float) -> int:
