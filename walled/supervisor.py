@@ -374,7 +374,8 @@ class Supervisor:
             log.info("%s", line)
         else:
             with contextlib.suppress(OSError):
-                print(line, file=sys.stderr, flush=True)
+                sys.stderr.write(line + "\n")  # one write: print makes two, and a child's line got between
+                sys.stderr.flush()
 
     # --- reload ------------------------------------------------------------------------------------
 
