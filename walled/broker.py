@@ -28,7 +28,7 @@ from walled.adapters.process import Link
 from walled.adapters.relief import SelfRelief, limits_of
 from walled.adapters.sockets import Hub, Poller, SendResult
 from walled.core import events as ev
-from walled.core import measured, view
+from walled.core import measured, standing, view
 from walled.core.broker import Broker
 from walled.core.policy import freshness
 from walled.protocol import FinalHeader
@@ -436,6 +436,11 @@ class BrokerProcess:
             elif message.op == "drain":
                 self._happens(ev.Drain(), now)
                 self._beat()
+            elif message.op == "remedy":
+                if message.remedy in ("shed", "fallback"):
+                    self._happens(ev.Steer(message.remedy, for_s=message.for_s), now)
+                else:
+                    self._relief.order(message.remedy)
             elif message.op == "rebind":
                 for port in (self._front, self._back, self._control):
                     port.bind_again()
@@ -481,6 +486,8 @@ class BrokerProcess:
             self._phase = "ready"
         self._link.send(link.Status(phase=self._phase, answered=self._answered))
         total = core.counters + self._counters
+        if self._cache is not None:
+            total.update(measured.lookups(self._cache))
         changes = {
             name: value - self._told[name] for name, value in total.items() if value != self._told[name]
         }
@@ -489,27 +496,14 @@ class BrokerProcess:
             "queue_bytes": core.dispatcher.queued_bytes,
             **self._relief.gauges(),
         }
-        lanes = core.dispatcher.lanes
-        aliases = core.dispatcher.aliases
+        lanes, aliases = core.dispatcher.lanes, core.dispatcher.aliases
 
         def label(model: str) -> str:
             model = aliases.get(model, model)
             return model if model in lanes or model in core.dispatcher.metas else measured.UNKNOWN
 
         parts = measured.summed(core.measurements, label, core.unmeasured)
-        in_flight = sum(len(worker.jobs) for worker in core.dispatcher.fleet.workers.values())
-        parts["series"].append(["walled_requests_in_flight", [], in_flight])
-        now = time.monotonic()
-        for worker in core.dispatcher.fleet.workers.values():
-            slot = str(worker.slot)
-            parts["series"].append(["walled_worker_heartbeat_age_seconds", [slot], now - worker.heard_s])
-        live = dict.fromkeys(self._config.enabled_backends(), 0)
-        for worker in core.dispatcher.fleet.workers.values():
-            live[worker.backend] = live.get(worker.backend, 0) + (worker.state == "ready")
-        parts["series"] += [["walled_workers_live", [name], count] for name, count in live.items()]
-        arrivals = [lane.oldest_s() for lane in lanes.values()] if core.dispatcher.queued else []
-        oldest_s = max((now - arrived_s for arrived_s in arrivals if arrived_s is not None), default=0.0)
-        parts["series"].append(["walled_queue_oldest_age_seconds", ["all"], oldest_s])
+        parts["series"] += standing.series(core, self._config.enabled_backends(), time.monotonic())
         delta = protocol.pack_map({"from": "broker", "counters": changes, "gauges": gauges, **parts})
         if self._deltas.send([delta]):
             self._told = total

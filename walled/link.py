@@ -18,6 +18,9 @@ from walled.errors import ProtocolError
 
 MAX_LINK_BYTES = 192 * 1024
 
+Remedy = Literal["gc", "trim", "unload", "shed", "fallback"]
+"""What an alert may have done about itself, besides a new worker. gc, trim: by every process; unload: by
+workers, of models nobody uses; shed, fallback: by the broker, for as long as it is said again."""
 Role = Literal["broker", "worker", "monitor"]
 Phase = Literal["starting", "loading", "ready", "draining", "stopping"]
 
@@ -42,12 +45,15 @@ class Spawn(msgspec.Struct, tag="spawn", omit_defaults=True, frozen=True):
 class Order(msgspec.Struct, tag="order", omit_defaults=True, frozen=True):
     """Supervisor -> child."""
 
-    op: Literal["drain", "stop", "reconfigure", "rebind", "tree"]
+    op: Literal["drain", "stop", "reconfigure", "rebind", "tree", "remedy"]
     deadline_s: float = 0.0
     """drain: seconds the running requests have left. (rebind: the files of the sockets were deleted.)"""
     config: dict[str, Any] = {}
     tree: dict[str, Any] = {}
-    """tree (broker only): what the supervisor knows of its children, for `walled-ctl status`."""
+    """tree (broker and monitor): what the supervisor knows of its children."""
+    remedy: Remedy = "gc"
+    for_s: float = 0.0
+    """remedy: shed and fallback end by themselves after so many seconds; 0 ends them now."""
 
 
 class Status(msgspec.Struct, tag="status", omit_defaults=True, frozen=True):
@@ -63,13 +69,16 @@ class Ask(msgspec.Struct, tag="ask", omit_defaults=True, frozen=True):
     """Child -> supervisor: a wish that only the supervisor can fulfil.
 
     From the broker, an operator's; `worker.drained` tells that a worker it was to drain has no job left.
-    From a worker only `worker.recycle`: to be replaced by a new process, because of its memory.
+    From a worker only `worker.recycle`: to be replaced by a new process, because of its memory. From the
+    monitor `worker.restart` and `remedy`: what an alert wants done.
     """
 
-    op: Literal["worker.restart", "worker.drained", "worker.recycle", "reload", "stop"]
+    op: Literal["worker.restart", "worker.drained", "worker.recycle", "reload", "stop", "remedy"]
     worker: int = -1
     why: str = ""
     """worker.recycle: for people."""
+    remedy: Remedy = "gc"
+    for_s: float = 0.0
 
 
 Message = Spawn | Order | Status | Ask

@@ -7,13 +7,14 @@ a request waits for.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import walled
 from walled import config as configuration
@@ -145,6 +146,11 @@ class Monitor:
             elif message.op == "rebind":
                 for port in (self._deltas, self._metrics, self._questions):
                     port.bind_again()
+            elif message.op == "remedy":
+                gc.collect()
+                process.give_freed_memory_back()
+            elif message.op == "tree":
+                readings.tree(self._registry, message.tree)
             elif message.op == "reconfigure":
                 self._reconfigure(configuration.from_plain(message.config))
 
@@ -208,8 +214,6 @@ class Monitor:
             if open_and_limit is not None:
                 registry.set("walled_process_open_fds", open_and_limit[0], *labels)
                 registry.set("walled_process_max_fds", open_and_limit[1], *labels)
-            if self._pids.get(one.name, one.pid) != one.pid:
-                registry.increase("walled_worker_restarts_total", 1, labels[0], "replaced")
             if self._pids.get(one.name) != one.pid:
                 self._judgement.born_s[one.name] = time.time()
             self._pids[one.name] = one.pid
@@ -251,11 +255,15 @@ class Monitor:
                 self._publish(f"metric.{family.name}".encode(), message)
 
     def _judge_by(self, config: Config) -> Judgement:
-        def recycle(worker: int) -> None:
-            self._link.send(wire.Ask("worker.restart", worker=worker))
+        def remedy(name: str, worker: int, for_s: float) -> None:
+            if name == "recycle":
+                self._link.send(wire.Ask("worker.restart", worker=worker))
+            else:
+                ask = wire.Ask("remedy", remedy=cast(wire.Remedy, name), worker=worker, for_s=for_s)
+                self._link.send(ask)
 
         directory = Path(configuration.run_dir(config))
-        return Judgement(config, self._registry, self._history, directory, recycle)
+        return Judgement(config, self._registry, self._history, directory, remedy)
 
     # --- questions -----------------------------------------------------------------------------------
 

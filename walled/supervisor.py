@@ -253,8 +253,10 @@ class Supervisor:
         if spec is not None and spec.role == "worker" and ask.op == "worker.recycle":
             self._handle(posts.RecycleAsked(ident, ask.why))
         elif spec is not None and spec.role == "monitor" and ask.op == "worker.restart":
-            self._handle(posts.RestartAsked(ask.worker))  # the remedy of an alert
-        elif spec is None or spec.role != "broker" or ask.op == "worker.recycle":
+            self._handle(posts.RestartAsked(ask.worker, "alert"))
+        elif spec is not None and spec.role == "monitor" and ask.op == "remedy":
+            self._handle(posts.RemedyAsked(ask.remedy, ask.for_s, ask.worker))
+        elif spec is None or spec.role != "broker" or ask.op in ("worker.recycle", "remedy"):
             self._handle(posts.Garbled(ident))
         elif ask.op == "worker.restart":
             self._handle(posts.RestartAsked(ask.worker))

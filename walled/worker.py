@@ -367,7 +367,8 @@ class Worker:
             self._jobs.offer = self._relief.capped(self._served_slots)
         if self._reporter.due(now):
             gauges = {"in_flight": len(self._jobs.running), "slots": self._jobs.credit}
-            self._reporter.send({**gauges, **self._relief.gauges()}, now)
+            cache = self._storer.told(self._count) if self._storer is not None else {}
+            self._reporter.send({**gauges, **self._relief.gauges()}, now, cache)
 
     # --- from the backend ---
 
@@ -400,8 +401,7 @@ class Worker:
         except WalledError as exc:
             self._fail(job.wire_id, exc)
             return
-        self._count("tokens_total.completion", answer.usage.completion_tokens)
-        self._count("tokens_total.prompt", answer.usage.prompt_tokens)
+        self._measure(job.header.model, answer.usage, event.timings.decode_ms)
         # A whole answer that came too late for its caller is still worth storing for the next one.
         storing = bool(job.store_key) and self._store(job, answer, data)
         if job.why is not None:
@@ -420,6 +420,18 @@ class Worker:
             self._held[job.number] = held
         else:
             self._final(held, False, now)
+
+    def _measure(self, model: str, usage: pl.Usage, decode_ms: float) -> None:
+        tokens = usage.completion_tokens
+        self._count("tokens_total.completion", tokens)
+        self._count("tokens_total.prompt", usage.prompt_tokens)
+        reporter = self._reporter
+        reporter.add("walled_tokens_total", tokens, model, "output")
+        reporter.add("walled_tokens_total", usage.prompt_tokens, model, "prompt")
+        if decode_ms > 0.0 and tokens > 1:
+            # The first token is there when decoding begins.
+            each_s = decode_ms / 1000 / (tokens - 1)
+            reporter.observe("walled_request_per_output_token_seconds", each_s, model)
 
     def _store(self, job: Running, answer: pl.Answer, data: bytes) -> bool:
         """Whether the answer is on its way into the cache."""
@@ -523,6 +535,8 @@ class Worker:
                 self._next_status_s = now
             elif message.op == "reconfigure":
                 self._reconfigure(message.config)
+            elif message.op == "remedy":
+                self._relief.order(message.remedy)
 
     def _reconfigure(self, plain: dict[str, Any]) -> None:
         """Cache times, policies and beats change at once; a changed backend section takes a new worker."""

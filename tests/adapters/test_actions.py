@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from walled.adapters import alert_state
@@ -32,8 +31,8 @@ def results(actions: Actions, count: int, within_s: float = 10.0) -> list[str]:
     return [result.result for result in actions.results()]
 
 
-def nobody(_: int) -> None:
-    raise AssertionError("no worker is to be replaced")
+def nobody(_: str, __: int) -> None:
+    raise AssertionError("no remedy is asked for")
 
 
 def test_a_webhook_that_hangs_is_given_up_and_keeps_nobody_waiting() -> None:
@@ -85,14 +84,15 @@ def test_a_program_gets_fields_no_secrets_and_its_end(tmp_path: Path) -> None:
     actions.close()
 
 
-def test_recycle_replaces_the_worker_the_alert_names() -> None:
-    replaced: list[int] = []
-    recycle: Callable[[int], None] = replaced.append
-    actions = Actions(AlertsConfig(), recycle)
+def test_remedies_name_the_worker_of_the_alert_or_nobody() -> None:
+    done: list[tuple[str, int]] = []
+    actions = Actions(AlertsConfig(), lambda name, worker: done.append((name, worker)))
     actions.run(RunAction("recycle", about(role="worker", worker="3")), 0.0)
     actions.run(RunAction("recycle", about(role="broker", worker="")), 0.0)
-    assert replaced == [3]
-    assert results(actions, 2) == ["ok", "failed"]
+    actions.run(RunAction("trim", about()), 0.0)
+    actions.run(RunAction("shed", about()), 0.0)
+    assert done == [("recycle", 3), ("trim", -1)], "what stays in force is not said here"
+    assert results(actions, 4) == ["ok", "failed", "ok", "ok"]
     actions.close()
 
 

@@ -17,6 +17,7 @@ from walled.core.alerts import Alerts, Change, Notify, RunAction
 from walled.core.history import History
 from walled.core.registry import Registry, series_key
 from walled.errors import BadRequest
+from walled.sections import AlertsConfig
 
 WORDS = {"log", "recycle", "webhook:ops"}
 
@@ -162,6 +163,20 @@ def test_inhibition_whatever_the_order_of_rules() -> None:
         assert [n.rule.name for n in told] == ["cause"]
 
 
+def test_remedies_in_force_last_as_long_as_the_alert_also_over_a_restart() -> None:
+    made = Alerts([rule(actions=("log", "shed", "gc")), rule(name="other", actions=("fallback",), fire=0.99)])
+    assert made.held() == set()
+    run(made, [0.95] * 5)
+    assert made.held() == {"shed"}
+    again = Alerts([rule(actions=("log", "shed", "gc"))])
+    again.restore(made.keep())
+    assert again.held() == {"shed"}
+    run(made, [0.1] * 2, 1005.0)
+    assert made.held() == {"shed"}, "while it clears, the remedy stays"
+    run(made, [0.1] * 5, 1007.0)
+    assert made.held() == set()
+
+
 def test_a_new_process_goes_on_where_the_old_one_was() -> None:
     made = Alerts([rule()], WORDS)
     made.add("mine", {"metric": "walled_system_cpu_ratio", "aggregate": "last", "fire": 5})
@@ -258,7 +273,8 @@ def test_labels_match_either_or_neither() -> None:
 
 def test_every_built_in_rule_is_sound() -> None:
     for one in builtin_alerts.RULES:
-        assert isinstance(alert_rules.parse(one.name, {}, one, one.name, {"log"}), Rule), one.name
+        known = alert_rules.action_names(AlertsConfig())
+        assert isinstance(alert_rules.parse(one.name, {}, one, one.name, known), Rule), one.name
         assert one.metric in catalogue.BY_NAME
         assert set(one.inhibited_by) <= set(builtin_alerts.BY_NAME)
 
@@ -302,7 +318,7 @@ PROVOKED: dict[str, Any] = {
     "queue_age": _gauge("walled_queue_oldest_age_seconds", 0, 30, "all"),
     "cache_hit_collapse": _hits,
     "token_rate_collapse": lambda w, ill: w.observe(
-        "walled_backend_phase_seconds", 8 if ill else 1, "m", "decode"
+        "walled_request_per_output_token_seconds", 0.08 if ill else 0.01, "m"
     ),
     "leak": _gauge("walled_leak_verdict", 0, 2, "worker", "0"),
     "worker_crash_loop": _restarts,

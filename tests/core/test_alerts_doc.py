@@ -37,7 +37,9 @@ def test_the_built_in_rules() -> None:
     for rule in builtin_alerts.RULES:
         fires = f"{rule.aggregate} {rule.operator} {rule.fire:g}"
         times = [f"{rule.window_s:g}", f"{rule.for_s:g}"]
-        wanted.append([f"`{rule.name}`", rule.severity, f"`{rule.metric}`", fires, *times])
+        wanted.append(
+            [f"`{rule.name}`", rule.severity, f"`{rule.metric}`", fires, *times, ", ".join(rule.actions)]
+        )
     assert rows("Built-in rules") == wanted
 
 

@@ -588,3 +588,38 @@ def test_the_other_models_queue_waits_no_longer_than_the_maximum() -> None:
         waited += 0.5
         assert waited < 15, "starved by the loaded model"
     assert waited >= 10
+
+
+# --- remedies ------------------------------------------------------------------------------------------
+
+
+def test_shedding_takes_what_is_urgent_or_need_not_wait_and_ends_by_itself() -> None:
+    world = World()
+    world.ready(slots=1)
+    world.do(ev.Steer("shed", for_s=1.0))
+    batch = world.ask(priority="batch", payload=b"0")
+    assert world.code(batch) == "overloaded"
+    assert world.ending(batch).header.retry_after_s is not None
+    running = world.ask(payload=b"1")
+    assert world.payloads() == [b"1"], "a normal request that need not wait is taken"
+    assert world.code(world.ask(payload=b"2")) == "overloaded"
+    urgent = world.ask(priority="interactive", payload=b"3")
+    world.tick(1.1)
+    late = world.ask(priority="batch", payload=b"4")
+    for request in (running, urgent, late):
+        world.finish()
+        assert world.code(request) == "model"
+    assert world.broker.counters["shed"] == 2
+
+
+def test_shedding_is_ended_by_word_too_and_cached_answers_are_never_shed() -> None:
+    world = World()
+    world.ready()
+    shared = world.share(payload=b"same")
+    world.do(ev.Steer("shed", for_s=15.0))
+    joined = world.share(client=b"c2", payload=b"same", priority="batch")
+    world.finish()
+    assert (world.code(shared), world.code(joined)) == ("model", "coalesced")
+    world.do(ev.Steer("shed"))
+    world.ask(priority="batch", payload=b"b")
+    assert world.payloads()[-1] == b"b"

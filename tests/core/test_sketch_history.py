@@ -78,7 +78,7 @@ def test_rates(window_s: float) -> None:
     registry = Registry()
     for second in range(7200):
         registry.advance(float(second))
-        registry.increase("walled_cache_evictions_total", 2)
+        registry.increase("walled_cache_evictions_total", 2, "room")
     assert registry.rate("walled_cache_evictions_total", {}, window_s) == pytest.approx(2, rel=0.2)
     assert registry.rate("walled_retries_total", {}, window_s) is None
 
@@ -151,7 +151,7 @@ def test_the_catalogue_is_sound() -> None:
     plain = {"walled_requests_in_flight", "walled_queue_depth", "walled_worker_state", "walled_cache_readers"}
     plain |= {"walled_breaker_state", "walled_alerts", "walled_health_score", "walled_health_deduction"}
     plain |= {"walled_process_threads", "walled_process_open_fds", "walled_process_max_fds"}
-    plain |= {"walled_workers_live", "walled_leak_verdict"}
+    plain |= {"walled_workers_live", "walled_leak_verdict", "walled_cache_entries"}
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     for family in FAMILIES:
         assert family.name.startswith("walled_")
@@ -167,6 +167,8 @@ def test_a_total_kept_elsewhere_may_begin_again() -> None:
     for value in (10.0, 15.0, 3.0, 4.0):
         registry.total("walled_process_cpu_seconds_total", value, "broker", "")
     assert registry.value("walled_process_cpu_seconds_total", {"role": "broker", "worker": ""}) == 19.0
+    rate = registry.rate("walled_process_cpu_seconds_total", {}, 10.0)
+    assert rate == 9.0, "the first sight of it is no growth"
 
 
 # --- history ----------------------------------------------------------------------------------------
@@ -205,8 +207,11 @@ def test_it_stays_as_large_as_it_was_and_survives_packing() -> None:
     again.take(history.plain())
     assert again.window("s", 1e9) == history.window("s", 1e9)
     for number in range(MAX_SERIES + 3):
-        history.append(f"n{number}", 1.0, 1.0)
+        history.append(f"n{number}", 1e9 + 600_000, 1.0)
     assert (len(history.names()), history.refused) == (MAX_SERIES, 4)
+    history.append("late", 1e9 + 601_000, 1.0)
+    assert len(history.names()) == MAX_SERIES, "the one that was measured longest ago gave way"
+    assert "late" in history.names()
 
 
 @pytest.mark.parametrize("bad", [{"s": 3}, {"s": [[1, 1, b""]] * 3}, {"s": []}, {"s": [["a", 1, b""]] * 3}])

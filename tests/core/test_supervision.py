@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, TypeVar
 
 import pytest
@@ -591,12 +592,54 @@ def test_a_reload_while_draining_changes_nobody() -> None:
 # --- the tree --------------------------------------------------------------------------------------
 
 
-def test_the_tree_reaches_the_broker_at_changes_and_every_few_seconds() -> None:
+def test_the_tree_reaches_broker_and_monitor_at_changes_and_every_few_seconds() -> None:
     world = World(1).up()
-    broker = world.ident("broker")
-    assert orders(world.exit(world.ident("worker")), "tree") == [broker]
+    readers = [world.ident("broker"), world.ident("monitor")]
+    assert orders(world.exit(world.ident("worker")), "tree") == readers
     effects = world.run(6.0)
-    assert 2 <= len(orders(effects, "tree")) <= 4
+    assert 2 <= orders(effects, "tree").count(readers[1]) <= 4
+
+
+def reasons(world: World) -> dict[str, int]:
+    """Why workers were followed by others, all slots together."""
+    total: Counter[str] = Counter()
+    for row in world.core.tree(world.now_s)["children"]:
+        if row["role"] == "worker":
+            total.update(row.get("reasons", {}))
+    return {reason: count for reason, count in total.items() if count}
+
+
+def test_the_tree_says_why_workers_were_replaced() -> None:
+    world = World(2).up()
+    assert reasons(world) == {}
+    world.exit(world.ident("worker", 1), -9)
+    assert reasons(world) == {"died": 1}
+    world.feed(posts.RecycleAsked(world.ident("worker", 0), "fat"))
+    world.feed(posts.RestartAsked(0))  # it is being replaced already
+    assert reasons(world) == {"died": 1, "memory": 1}
+    world = World(1).up()
+    world.feed(posts.Garbled(world.ident("worker")))
+    world.exit(world.ident("worker"), -9)
+    assert reasons(world) == {"garbled": 1}
+    world = World(1).up()
+    world.feed(posts.RestartAsked(0, "alert"))
+    assert reasons(world) == {"alert": 1}
+
+
+def test_a_remedy_reaches_those_it_concerns() -> None:
+    world = World(2).up()
+    broker, monitor = world.ident("broker"), world.ident("monitor")
+    workers = [world.ident("worker", 0), world.ident("worker", 1)]
+    for remedy, wanted in (
+        ("gc", [broker, monitor, *workers]),
+        ("trim", [broker, monitor, *workers]),
+        ("unload", workers),
+        ("shed", [broker]),
+        ("fallback", [broker]),
+    ):
+        effects = world.feed(posts.RemedyAsked(remedy, 15.0))
+        assert sorted(orders(effects, "remedy")) == sorted(wanted), remedy
+    assert orders(world.feed(posts.RemedyAsked("unload", 0.0, 1)), "remedy") == [workers[1]]
 
 
 def test_the_tree_names_every_process() -> None:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from walled.core.alerts import Notify, RunAction
+from walled.core.alerts import HELD, REMEDIES, Notify, RunAction
 from walled.sections import AlertsConfig
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,11 @@ class Result(NamedTuple):
 class Actions:
     """A few threads and a bounded queue."""
 
-    def __init__(self, config: AlertsConfig, recycle: Callable[[int], None]) -> None:
-        """`recycle` replaces the worker with that number; called in the caller's thread."""
+    def __init__(self, config: AlertsConfig, remedy: Callable[[str, int], None]) -> None:
+        """`remedy` has a remedy carried out: its name, the number of the worker or -1; called in the
+        caller's thread."""
         self._config = config
-        self._recycle = recycle
+        self._remedy = remedy
         self._jobs: queue.Queue[RunAction | None] = queue.Queue(MAX_WAITING)
         self._begun: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
@@ -78,11 +79,15 @@ class Actions:
             level = logging.WARNING if about.status == "firing" else logging.INFO
             log.log(level, "alert %s %s: %s", about.rule.name, about.status, about.summary)
             self._note(job, "ok", "", 0.0)
-        elif job.action == "recycle":
+        elif job.action in REMEDIES:
             slot = job.about.labels.get("worker", "")
-            if slot.isdigit():
-                self._recycle(int(slot))
-            self._note(job, "ok" if slot.isdigit() else "failed", "" if slot else "no worker is named", 0.0)
+            worker = int(slot) if slot.isdigit() else -1
+            if job.action == "recycle" and worker < 0:
+                self._note(job, "failed", "no worker is named", 0.0)
+                return
+            if job.action not in HELD:  # those are renewed for as long as the alert lasts (judgement.py)
+                self._remedy(job.action, worker)
+            self._note(job, "ok", "", 0.0)
         else:
             try:
                 self._jobs.put_nowait(job)

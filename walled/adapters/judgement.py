@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 LEAK_EVERY_S = 60.0
 LEAK_WINDOW_S = 6 * 3600.0
 STATE_FILE = "alerts.state"
+RENEW_S = 5.0
+LEASE_S = 15.0
+"""Remedies in force end so long after they were said last."""
 
 Publication = tuple[bytes, dict[str, Any]]
 
@@ -54,15 +57,19 @@ class Judgement:
         registry: Registry,
         history: History,
         directory: Path,
-        recycle: Callable[[int], None],
+        remedy: Callable[[str, int, float], None],
     ) -> None:
+        """`remedy` has a remedy carried out: its name, a worker's number or -1, for how many seconds."""
         self._config, self._registry, self._history = config, registry, history
         self._view = _View(registry, history)
         rules = builtin_alerts.configured(config.alerts) if config.alerts.enabled else []
         self._alerts = Alerts(
             [rule for rule in rules if isinstance(rule, Rule)], alert_rules.action_names(config.alerts)
         )
-        self._actions = Actions(config.alerts, recycle)
+        self._remedy = remedy
+        self._held: dict[str, float] = {}
+        """Remedies that are in force, and when they are to be renewed."""
+        self._actions = Actions(config.alerts, lambda name, worker: remedy(name, worker, 0.0))
         given = config.alerts.state_path
         self._path = Path(given) if given else directory / STATE_FILE
         self._health: health.Health | None = None
@@ -100,6 +107,7 @@ class Judgement:
                 published.append((f"alert.{effect.rule.name}".encode(), body))
             else:
                 published.append((b"event.alert", effect._asdict()))
+        published += self._hold(now_s)
         for name, state in self._alerts.states().items():
             for other in ("ok", "pending", "firing", "clearing", "unknown"):
                 self._registry.set("walled_alerts", float(state == other), name, other)
@@ -107,6 +115,24 @@ class Judgement:
             self._registry.increase("walled_alert_actions_total", count, result)
         self.save()
         return published
+
+    def _hold(self, now_s: float) -> list[Publication]:
+        """Say again what is to stay in force, and what is over. A monitor that is gone says nothing, and the
+        remedy ends by itself."""
+        wanted, changes = self._alerts.held(), []
+        for name in sorted(wanted):
+            if name not in self._held:
+                changes.append((name, True))
+            if not 0.0 <= self._held.get(name, 0.0) - now_s <= RENEW_S:
+                self._remedy(name, -1, LEASE_S)
+                self._held[name] = now_s + RENEW_S
+        for name in self._held.keys() - wanted:
+            del self._held[name]
+            self._remedy(name, -1, 0.0)
+            changes.append((name, False))
+        for name, on in changes:
+            log.warning("remedy %s is %s", name, "on" if on else "off")
+        return [(b"event.remedy", {"remedy": name, "on": on}) for name, on in changes]
 
     def save(self) -> None:
         """Keep what changed; a crash after this loses nothing."""

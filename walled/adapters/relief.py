@@ -31,6 +31,12 @@ SHARE = 0.02
 PAGE_BYTES = resource.getpagesize()
 
 Action = Callable[[], object]
+ORDERED: Mapping[str, tuple[Remedy, ...]] = {
+    "gc": ("gc",),
+    "trim": ("malloc_trim", "cache_trim"),
+    "unload": ("unload_idle",),
+}
+"""Remedies of the link -> those of core/memory.py."""
 
 _log = logging.getLogger("walled.memory")
 
@@ -134,6 +140,12 @@ class SelfRelief:
             _log.error("memory: this process cannot keep its budget: %s", self._relief.hopeless())
         took_s = time.perf_counter() - began_s
         self._due_s = now_s + max(self._config.check_interval_s, took_s / SHARE)
+
+    def order(self, remedy: str) -> None:
+        """What an alert wants done, now. Remedies this process does not have are no business of its."""
+        for name in ORDERED.get(remedy, ()):
+            if name in self._actions:
+                self._apply(memory.Step(name, "an alert wants it"), self._sample(exact=True))
 
     def _apply(self, step: memory.Step, before: Sample) -> Sample:
         action = self._actions.get(step.remedy)

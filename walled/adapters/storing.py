@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from walled.adapters.cache import CacheWriter
+from walled.adapters.cache import CacheStats, CacheWriter
 from walled.config import Config, cache_dir
 from walled.core.policy import ModelMeta
 from walled.core.record import Record
 
 READER_CHECK_S = 30.0
+LOOK_S = 5.0
+"""How often the file's figures are taken, for the monitor."""
 MAX_WAITING = 4096
 """Records not written yet; more are refused, because memory is worth more than a cached answer."""
 
@@ -49,6 +51,9 @@ class Storer:
         self._templates: bytes | None = None
         self._closing = False
         self._trimming = False
+        self._figures: CacheStats | None = None
+        self._counted = (0, 0)
+        """Evicted and expired records that `told` has spoken of."""
         self._thread = threading.Thread(target=self._run, name="storer", daemon=True)
         self._thread.start()
 
@@ -72,6 +77,27 @@ class Storer:
             self._templates = packed
             self._wake.notify()
 
+    def told(self, count: Callable[[str, int], None]) -> dict[str, float]:
+        """Gauges of the cache file as it was within the last LOOK_S; evictions since the last call go to
+        `count`."""
+        found = self._figures
+        if found is None or not found.open:
+            return {}
+        before, self._counted = self._counted, (found.evicted, found.expired)
+        for name, grown in (
+            ("cache_evictions_total", found.evicted - before[0]),
+            ("cache_expired_total", found.expired - before[1]),
+        ):
+            if grown:
+                count(name, grown)
+        return {
+            "walled_cache_entries": found.entries,
+            "walled_cache_used_bytes": found.live_bytes,
+            "walled_cache_file_bytes": found.file_bytes,
+            "walled_cache_map_bytes": found.map_bytes,
+            "walled_cache_readers": found.readers,
+        }
+
     def trim(self) -> None:
         """Have the cache use less memory, soon."""
         with self._wake:
@@ -89,12 +115,13 @@ class Storer:
 
     def _run(self) -> None:
         next_check_s = time.monotonic() + READER_CHECK_S
+        next_look_s = 0.0
         while True:
             with self._wake:
                 while not (
                     self._records or self._metas or self._templates or self._trimming or self._closing
                 ):
-                    if not self._wake.wait(max(0.0, next_check_s - time.monotonic())):
+                    if not self._wake.wait(max(0.0, next_look_s - time.monotonic())):
                         break
                 records, self._records = self._records, []
                 metas, self._metas = self._metas, []
@@ -113,6 +140,12 @@ class Storer:
             if time.monotonic() >= next_check_s:
                 next_check_s = time.monotonic() + READER_CHECK_S
                 self._guarded(self._writer.reader_check)
+            if time.monotonic() >= next_look_s:
+                next_look_s = time.monotonic() + LOOK_S
+                self._guarded(self._look)
+
+    def _look(self) -> None:
+        self._figures = self._writer.stats()
 
     def _write(self, records: list[tuple[int, Record]]) -> None:
         written = self._guarded(lambda: self._writer.put_many([record for _, record in records], time.time()))

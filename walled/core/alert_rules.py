@@ -87,7 +87,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Of the fields {rule}, {value}, {fire}, {severity} and {labels}; "" makes one up."""
     runbook: Text = ""
     actions: tuple[Annotated[str, msgspec.Meta(max_length=100)], ...] = ("log",)
-    """log, webhook:NAME, alertmanager:NAME, exec:NAME, recycle. Topic alert.RULE is always told."""
+    """log, webhook:NAME, alertmanager:NAME, exec:NAME; gc, trim, unload, recycle, shed, fallback. Topic
+    alert.RULE is always told."""
 
 
 class Reader(Protocol):
@@ -115,7 +116,8 @@ class Reading(NamedTuple):
 def action_names(config: AlertsConfig) -> set[str]:
     """What rules may name."""
     named = (("webhook", config.webhooks), ("alertmanager", config.alertmanagers), ("exec", config.commands))
-    return {"log", "recycle"} | {f"{kind}:{name}" for kind, names in named for name in names}
+    own = {"log", "gc", "trim", "unload", "recycle", "shed", "fallback"}
+    return own | {f"{kind}:{name}" for kind, names in named for name in names}
 
 
 # --- checks ------------------------------------------------------------------------------------------

@@ -53,6 +53,12 @@ TABLE: dict[tuple[State, Signal], State] = {
 """Besides these: pending fires after `for_s` of being bad, clearing ends after `clear_for_s` of good."""
 
 
+HELD = frozenset({"shed", "fallback"})
+"""Remedies that are in force for as long as the alert lasts."""
+REMEDIES = HELD | {"gc", "trim", "unload", "recycle"}
+"""Actions on walled itself; the others tell somebody."""
+
+
 class Change(NamedTuple):
     """A rule came into another state."""
 
@@ -300,6 +306,12 @@ class Alerts:
     def states(self) -> dict[str, State]:
         return {name: standing.state for name, standing in self._standings.items()}
 
+    def held(self) -> set[str]:
+        """The remedies that are to be in force now."""
+        standings = self._standings
+        active = [r for r in self._rules.values() if standings[r.name].state in ("firing", "clearing")]
+        return {action for rule in active if standings[rule.name].acted for action in rule.actions} & HELD
+
     def history(self, limit: int = MAX_HISTORY) -> list[Change]:
         """The newest last."""
         return list(self._history)[-limit:] if limit > 0 else []
@@ -363,10 +375,6 @@ def _steps(rule: Rule, standing: _Standing, signal: Signal, now_s: float) -> Ite
 
 def _is_remedy(effect: Effect) -> bool:
     return isinstance(effect, RunAction) and effect.action in REMEDIES
-
-
-REMEDIES = frozenset({"recycle"})
-"""Actions on walled itself; the others tell somebody."""
 
 
 class _Replayed:

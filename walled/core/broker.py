@@ -53,6 +53,8 @@ class Broker:
         """Requests for a model that a backend which has not reported yet may serve."""
         self.deadlines: Deadlines[Waiter] = Deadlines()
         self.draining = False
+        self.until_s = {"shed": 0.0, "fallback": 0.0}
+        """Remedies that are in force, and until when: ev.Steer."""
         self.counters: Counter[str] = Counter()
         self.history: deque[tuple[Any, ...]] = deque(maxlen=HISTORY)
         self._expected = set(config.enabled_backends())
@@ -78,6 +80,7 @@ class Broker:
             ev.DrainWorker: self._on_drain_worker,
             ev.Drain: self._on_drain,
             ev.Abort: self._on_abort,
+            ev.Steer: self._on_steer,
             ev.Tick: self._on_tick,
         }
 
@@ -211,12 +214,23 @@ class Broker:
             full = f"the queue is full ({dispatcher.queued} requests)"
         elif dispatcher.queued_bytes + size > limits.queue_max_bytes:
             full = f"the queue is full ({dispatcher.queued_bytes} bytes)"
+        elif now < self.until_s["shed"] and self._sheddable(lane, rank):
+            self.counters["shed"] += 1
+            full = "load is shed: only urgent requests, and those that need not wait, are taken"
         elif lane.count:
             # An empty lane is always tried: an estimate that refused everything could never learn better.
             eta_s = dispatcher.eta_s(lane, lane.ahead_of(rank))
             if now + eta_s + lane.service_s > waiter.deadline_s:
                 full = f"the answer would start in {eta_s:.1f} s, too late for its deadline"
         return errors.Overloaded(full, retry_after_s=dispatcher.retry_after_s(lane)) if full else None
+
+    def _sheddable(self, lane: Lane, rank: int) -> bool:
+        """Batch and background always, normal when it would have to wait, interactive never."""
+        waits = bool(lane.count) or self.dispatcher.fleet.choose(lane.model) is None
+        return rank == len(RANKS) - 1 or (rank > 0 and waits)
+
+    def _on_steer(self, event: ev.Steer, now: float) -> None:
+        self.until_s[event.what] = now + event.for_s
 
     def _accepted(self, waiter: Waiter, lane: Lane, rank: int) -> None:
         ahead = max(0, lane.ahead_of(rank) - 1)

@@ -48,6 +48,7 @@ RULES: tuple[Rule, ...] = (
         for_s=30.0,
         severity="critical",
         summary="the machine's memory is used to {value} of 1",
+        actions=("log", "gc", "trim", "unload"),
         runbook=_RUNBOOK,
     ),
     Rule(
@@ -61,6 +62,7 @@ RULES: tuple[Rule, ...] = (
         for_s=30.0,
         inhibited_by=("backend_down",),
         summary="one reply in twenty takes {value} s and more",
+        actions=("log", "fallback"),
         runbook=_RUNBOOK,
     ),
     Rule(
@@ -78,6 +80,7 @@ RULES: tuple[Rule, ...] = (
         severity="critical",
         inhibited_by=("backend_down",),
         summary="a share of {value} of the requests fails",
+        actions=("log", "fallback"),
         runbook=_RUNBOOK,
     ),
     Rule(
@@ -146,6 +149,7 @@ RULES: tuple[Rule, ...] = (
         clear_for_s=10.0,
         inhibited_by=("backend_down",),
         summary="a request has waited {value} s",
+        actions=("log", "shed"),
         runbook=_RUNBOOK,
     ),
     Rule(
@@ -166,16 +170,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="token_rate_collapse",
-        metric="walled_backend_phase_seconds",
+        metric="walled_request_per_output_token_seconds",
         aggregate="p50",
-        match={"phase": "decode"},
         fire=3.0,
         clear=2.0,
         window_s=300.0,
         baseline_s=21_600.0,
         min_samples=10,
         for_s=60.0,
-        summary="a reply takes the model {value} times as long as usual; is it still on its GPU?",
+        summary="a token takes the model {value} times as long as usual; is it still on its GPU?",
         runbook=_RUNBOOK,
     ),
     Rule(
@@ -187,13 +190,14 @@ RULES: tuple[Rule, ...] = (
         every_s=60.0,
         clear_for_s=0.0,
         summary="{labels} leaks memory",
+        actions=("log", "recycle"),
         runbook=_RUNBOOK,
     ),
     Rule(
         name="worker_crash_loop",
         metric="walled_worker_restarts_total",
         aggregate="rate",
-        match={"role": "worker"},
+        match={"role": "worker", "reason": "died|hung|garbled|late|given_up"},
         operator=">=",
         fire=0.01,
         window_s=300.0,

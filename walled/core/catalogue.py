@@ -12,7 +12,28 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640)
+BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2,
+    3,
+    5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    320,
+    640,
+)
 """Upper bounds in seconds. 3 and 5 s are promises of walled, 640 s is beyond its longest deadline."""
 
 APP_PREFIX = "walled_app_"
@@ -52,9 +73,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_worker_restarts_total", _C, "Restarts of children, by reason.", ("role", "reason")),
     # Cache
     Family("walled_cache_lookups_total", _C, "Lookups, by place and result.", ("place", "result"), 16),
+    Family("walled_cache_entries", _G, "Answers in the cache."),
     Family("walled_cache_used_bytes", _G, "Bytes in use in the cache file."),
+    Family("walled_cache_file_bytes", _G, "Size of the cache file."),
     Family("walled_cache_map_bytes", _G, "Size the cache file may reach."),
-    Family("walled_cache_evictions_total", _C, "Records evicted."),
+    Family("walled_cache_evictions_total", _C, "Records removed: for room, expired.", ("reason",), 8),
     Family("walled_cache_readers", _G, "Reader slots of the cache in use."),
     # Ladder
     Family("walled_breaker_state", _G, "0 closed, 1 half open, 2 open.", ("backend",)),

@@ -6,7 +6,7 @@ name its peer and its request, so that the history can tell a story without hold
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from walled.core.policy import Plan
 from walled.core.record import Record
@@ -106,6 +106,14 @@ class Abort(NamedTuple):
     request_id: bytes = b""
 
 
+class Steer(NamedTuple):
+    """Shed load, or answer with what is lesser and quicker, for so many seconds from now; 0: no longer."""
+
+    what: Literal["shed", "fallback"]
+    request_id: bytes = b""
+    for_s: float = 0.0
+
+
 class Tick(NamedTuple):
     """Time has passed; sent a few times a second and when a timer is due."""
 
@@ -115,7 +123,7 @@ class Tick(NamedTuple):
 
 Event = (
     ClientRequest | ClientCancel | ClientGone | WorkerReady | WorkerPartial | WorkerFinal | WorkerError
-    | WorkerCredit | WorkerBeat | WorkerGone | DrainWorker | Drain | Abort | Tick
+    | WorkerCredit | WorkerBeat | WorkerGone | DrainWorker | Drain | Abort | Steer | Tick
 )  # fmt: skip
 
 

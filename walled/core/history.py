@@ -13,8 +13,10 @@ from array import array
 from typing import Any
 
 RINGS = ((1.0, 600), (10.0, 2160), (300.0, 2016))
-MAX_SERIES = 256
+MAX_SERIES = 512
 """Of 38 kB each."""
+DEAD_S = 600.0
+"""A series that was not measured for so long gives way to a new one."""
 _HOLE = math.nan
 
 
@@ -52,6 +54,11 @@ class _Ring:
         found = ((step, self._values[step % self._size]) for step in range(first, self._last + 1))
         return [(step * self._step_s, value) for step, value in found if not math.isnan(value)]
 
+    @property
+    def last_s(self) -> float:
+        """When it was measured last."""
+        return self._last * self._step_s
+
     def covers(self, since_s: float) -> bool:
         return since_s >= (self._last - self._size + 1) * self._step_s
 
@@ -82,12 +89,20 @@ class History:
             return
         rings = self._rings.get(series)
         if rings is None:
-            if len(self._rings) >= MAX_SERIES:
+            if len(self._rings) >= MAX_SERIES and not self._give_way(t_s):
                 self.refused += 1
                 return
             rings = self._rings[series] = tuple(_Ring(*ring) for ring in RINGS)
         for ring in rings:
             ring.append(t_s, value)
+
+    def _give_way(self, t_s: float) -> bool:
+        """Forget the series that was measured longest ago, when that is long ago."""
+        oldest = min(self._rings, key=lambda name: self._rings[name][0].last_s)
+        if self._rings[oldest][0].last_s > t_s - DEAD_S:
+            return False
+        del self._rings[oldest]
+        return True
 
     def window(self, series: str, since_s: float) -> list[tuple[float, float]]:
         """(time, value) from `since_s` on, oldest first, in the finest steps that reach back so far."""

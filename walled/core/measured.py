@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from walled import protocol
 
@@ -71,4 +71,25 @@ def summed(endings: Iterable[tuple[Any, ...]], model_of: Callable[[str], str], l
     return {
         "series": [[name, list(labels), value] for (name, labels), value in totals.items()],
         "observations": [[name, list(labels), values] for (name, labels), values in observed.items()],
+    }
+
+
+class Lookups(Protocol):
+    """What a reader of the cache has counted."""
+
+    hits: int
+    stale_hits: int
+    misses: int
+    corrupt: int
+    errors: int
+
+
+def lookups(reader: Lookups) -> dict[str, int]:
+    """As counters; a corrupt record and a failed read are misses too."""
+    return {
+        "cache_lookups_total.hit": reader.hits,
+        "cache_lookups_total.stale": reader.stale_hits,
+        "cache_lookups_total.miss": reader.misses,
+        "cache_lookups_total.corrupt": reader.corrupt,
+        "cache_lookups_total.error": reader.errors,
     }

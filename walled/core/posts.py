@@ -9,10 +9,11 @@ During a replacement a post has two lives: the new one loads while the old one s
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from typing import Any, NamedTuple
 
 from walled.core import restart
-from walled.link import Order, Phase, Role
+from walled.link import Order, Phase, Remedy, Role
 
 Key = tuple[Role, int]
 
@@ -80,6 +81,8 @@ class StopAsked(NamedTuple):
 
 class RestartAsked(NamedTuple):
     slot: int
+    reason: str = "asked"
+    """asked (an operator), alert (a remedy)."""
 
 
 class RecycleAsked(NamedTuple):
@@ -87,6 +90,14 @@ class RecycleAsked(NamedTuple):
 
     ident: int
     why: str = ""
+
+
+class RemedyAsked(NamedTuple):
+    """The monitor: an alert wants something done. `slot`: by this worker only; -1: by all concerned."""
+
+    remedy: Remedy
+    for_s: float
+    slot: int = -1
 
 
 class WorkerDrained(NamedTuple):
@@ -114,6 +125,7 @@ Event = (
     | StopAsked
     | RestartAsked
     | RecycleAsked
+    | RemedyAsked
     | WorkerDrained
     | Reconfigured
     | Tick
@@ -177,6 +189,13 @@ class Mode(enum.Enum):
     OVER = "over"
 
 
+REASONS = ("died", "hung", "garbled", "late", "given_up", "asked", "alert", "memory", "reload")
+"""died: by itself; hung: silent; garbled: no sense in what it said; late: never ready, or did not stop;
+given_up: died too often, tried again after a while; asked: an operator's; alert: a remedy; memory: its own
+wish; reload: another configuration. From the first on each is there, with 0: a counter that appears at 1 has
+not grown for anybody who looks at growth."""
+
+
 class Life:
     """One process."""
 
@@ -191,6 +210,8 @@ class Life:
         self.kill_at_s: float | None = None
         """When told to go: the end of patience."""
         self.killed = False
+        self.death = "died"
+        """What its end will count as: died by itself, or why it was ended by force."""
 
 
 class Post:
@@ -203,6 +224,8 @@ class Post:
         """Lives that still serve until the new one is ready, and those that were told to go."""
         self.history = restart.History()
         self.restarts = 0
+        self.reasons: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Why processes of this post were followed by others."""
         self.incarnations = 0
         self.start_at_s: float | None = None
         self.given_up = ""

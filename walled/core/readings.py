@@ -17,24 +17,70 @@ QUANTILES = (0.5, 0.95, 0.99)
 QUANTILE_WINDOW_S = 60.0
 
 
+_LABELLED = {
+    "ladder_steps_total": "walled_ladder_steps_total",
+    "retries_total": "walled_retries_total",
+    "validation_verdicts_total": "walled_validation_verdicts_total",
+}
+"""Counters named KIND.VALUE by who counts them; VALUE becomes the last label of the family."""
+_PLAIN = {
+    "cache_evictions_total": ("walled_cache_evictions_total", ("room",)),
+    "cache_expired_total": ("walled_cache_evictions_total", ("expired",)),
+}
+_GAUGES = {"breaker_state": "walled_breaker_state"}
+"""Gauges of the broker named KIND.VALUE."""
+
+
 def counters(registry: Registry, source: str, found: Mapping[str, Any]) -> None:
     """Counters of a delta that core/counters.py has taken."""
+    role = source.partition(" ")[0][:20]
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
             continue
+        if not isinstance(name, str) or len(name) > MAX_EVENT_CHARS:
+            continue
+        kind, _, label = name.partition(".")
         if name == "delta_drops_total":
-            registry.increase("walled_delta_drops_total", value, source.partition(" ")[0][:20])
-        elif isinstance(name, str) and len(name) <= MAX_EVENT_CHARS:
+            registry.increase("walled_delta_drops_total", value, role)
+        elif kind == "cache_lookups_total" and label:
+            registry.increase("walled_cache_lookups_total", value, role, label)
+        elif kind in _LABELLED and label:
+            registry.increase(_LABELLED[kind], value, label)
+        elif name in _PLAIN:
+            family_name, labels = _PLAIN[name]
+            registry.increase(family_name, value, *labels)
+        else:
             registry.increase("walled_events_total", value, name)
 
 
 def gauges(registry: Registry, found: Mapping[str, Any]) -> None:
-    """Gauges of the broker's delta."""
+    """Gauges of the broker's delta that stand for a labelled family."""
     for name, value in found.items():
-        if name == "queue_bytes" and isinstance(value, int | float):
-            registry.set("walled_queue_bytes", float(value))
-        elif name == "queue_depth" and isinstance(value, int | float):
-            registry.set("walled_queue_depth", float(value), "all")
+        kind, _, label = str(name).partition(".")
+        if kind in _GAUGES and 0 < len(label) <= MAX_EVENT_CHARS and isinstance(value, int | float):
+            registry.set(_GAUGES[kind], float(value), label)
+
+
+STATES = ("starting", "loading", "ready", "draining", "stopping", "failed", "drained", "waiting")
+
+
+def tree(registry: Registry, found: Mapping[str, Any]) -> None:
+    """The supervisor's view of its children: states of workers, restarts by reason. A worker that is not in
+    it any more is gone, and its series with it."""
+    totals: dict[tuple[str, str], int] = {}
+    slots = set()
+    for row in found.get("children", ()):
+        role, slot = str(row["role"]), str(row["slot"])
+        for reason, count in row.get("reasons", {}).items():
+            totals[role, reason] = totals.get((role, reason), 0) + count
+        if role == "worker":
+            slots.add(slot)
+            for state in STATES:
+                registry.set("walled_worker_state", float(state == row["phase"]), slot, state)
+    for (role, reason), count in totals.items():
+        registry.total("walled_worker_restarts_total", count, role, reason)
+    known = {row.labels["worker"] for row in registry.rows("walled_worker_state")}
+    registry.forget("worker", known - slots)
 
 
 def post(name: str) -> tuple[str, str]:
@@ -55,9 +101,15 @@ def process(
     registry.total("walled_process_cpu_seconds_total", cpu_s, *labels)
 
 
+NOT_KEPT = frozenset({"walled_alerts", "walled_worker_state", "walled_build_info"})
+"""One of several states: their changes are events, and there are many of them."""
+
+
 def remember(registry: Registry, history: History, time_s: float) -> None:
     """Every gauge and counter as it is, every histogram's quantiles of the last minute."""
     for family in registry.families():
+        if family.name in NOT_KEPT:
+            continue
         for row in registry.rows(family.name):
             if family.kind != "histogram":
                 history.append(series_key(family.name, row.labels), time_s, row.value)

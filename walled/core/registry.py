@@ -114,9 +114,14 @@ class Registry:
             found.increments.add(value, self._now_s)
 
     def total(self, name: str, value: float, *labels: str) -> None:
-        """A counter somebody else keeps: it stands at `value` now. A fall is a new beginning."""
+        """A counter somebody else keeps: it stands at `value` now. A fall is a new beginning. When it grew to
+        what it is at first sight nobody knows: that is no growth."""
+        new = labels not in self._series[name]
         found = self._find(name, labels)
         if found is None or found.increments is None:
+            return
+        if new:
+            found.value = found.sum = value
             return
         before = found.sum
         grown = value - before if value >= before else value

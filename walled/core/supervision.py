@@ -31,6 +31,7 @@ from walled.core.posts import (
     Reconfigured,
     RecycleAsked,
     Reloaded,
+    RemedyAsked,
     Report,
     RestartAsked,
     Send,
@@ -52,6 +53,8 @@ DRAIN_MARGIN_S = 1.0
 """What the broker gets on top of the drain's deadline to end requests itself."""
 GIVEN_UP_MAX_S = 300.0
 """Longest pause between single tries to start a child that was given up."""
+CONCERNED: dict[str, tuple[str, ...]] = {"unload": ("worker",), "shed": ("broker",), "fallback": ("broker",)}
+"""Who carries a remedy out; of those not named here everybody."""
 HURRY_S = 1.0
 """What children get to stop after a second SIGTERM."""
 
@@ -100,15 +103,17 @@ class Supervision:
         elif isinstance(event, Exited):
             self._exited(event, now_s)
         elif isinstance(event, Garbled):
-            self._kill_unsound(event.ident, "sent something that is not a message")
+            self._kill_unsound(event.ident, "sent something that is not a message", "garbled")
         elif isinstance(event, Closed):
             self._closed(event.ident, now_s)
         elif isinstance(event, StopAsked):
             self._stop_asked(now_s)
         elif isinstance(event, RestartAsked):
-            self._restart_asked(event.slot, now_s)
+            self._restart_asked(event, now_s)
         elif isinstance(event, RecycleAsked):
             self._recycle_asked(event, now_s)
+        elif isinstance(event, RemedyAsked):
+            self._remedy_asked(event)
         elif isinstance(event, WorkerDrained):
             self._park(event.slot, now_s)
         elif isinstance(event, Reconfigured):
@@ -227,6 +232,7 @@ class Supervision:
         if isinstance(decision, restart.Restart):
             post.history = decision.history
             post.restarts += 1
+            post.reasons[life.death] += 1
             post.start_at_s = decision.at_s
             pause_s = decision.at_s - now_s
             when = f"in {pause_s:.1f} s" if pause_s > 0 else "at once"
@@ -255,6 +261,7 @@ class Supervision:
             first_s = max(self._settings.limits.period_s, self._settings.limits.backoff_max_s)
             pause_s = min(2 * post.given_up_pause_s, GIVEN_UP_MAX_S) if post.given_up_pause_s else first_s
             post.given_up_pause_s, post.start_at_s = pause_s, now_s + pause_s
+            post.reasons["given_up"] += 1
             self._log("warning", f"{post.name} is tried again in {pause_s:g} s")
 
     @staticmethod
@@ -267,9 +274,10 @@ class Supervision:
             life.killed = True
             self._effects.append(Kill(life.ident))
 
-    def _kill_unsound(self, ident: int, why: str) -> None:
+    def _kill_unsound(self, ident: int, why: str, death: str) -> None:
         found = self._find(ident)
         if found is not None and not found[1].killed:
+            found[1].death = death
             self._log("error", f"{found[0].name} (pid {found[1].pid}) {why}; killing it")
             self._kill(found[1])
 
@@ -306,7 +314,7 @@ class Supervision:
             for life in post.lives():
                 reason = watch.overdue(life, now_s, self._settings)
                 if reason:
-                    self._kill_unsound(life.ident, reason)
+                    self._kill_unsound(life.ident, reason, "hung" if reason.startswith("silent") else "late")
             if post.start_at_s is not None and now_s >= post.start_at_s:
                 if self._mode in (Mode.RUNNING, Mode.DRAINING):
                     self._start(post, now_s)
@@ -318,12 +326,12 @@ class Supervision:
 
     # --- replacing workers -------------------------------------------------------------------------
 
-    def _restart_asked(self, slot: int, now_s: float) -> None:
-        post = self._posts.get(("worker", slot))
+    def _restart_asked(self, event: RestartAsked, now_s: float) -> None:
+        post = self._posts.get(("worker", event.slot))
         if post is None:
-            self._log("warning", f"restart of worker {slot} asked for, but there is none")
+            self._log("warning", f"restart of worker {event.slot} asked for, but there is none")
         elif self._mode is Mode.RUNNING:
-            self._replace(post, now_s)
+            self._replace(post, event.reason, now_s)
 
     def _recycle_asked(self, event: RecycleAsked, now_s: float) -> None:
         found = self._find(event.ident)
@@ -332,13 +340,21 @@ class Supervision:
         post, life = found
         if life is post.life and not post.old and not post.dropped:
             self._log("warning", f"{post.name} (pid {life.pid}) is replaced at its own wish: {event.why}")
-            self._replace(post, now_s)
+            self._replace(post, "memory", now_s)
 
-    def _replace(self, post: Post, now_s: float) -> None:
+    def _remedy_asked(self, event: RemedyAsked) -> None:
+        order = Order("remedy", remedy=event.remedy, for_s=event.for_s)
+        roles = CONCERNED.get(event.remedy, ("broker", "worker", "monitor"))
+        for (role, slot), post in self._posts.items():
+            if role in roles and (event.slot < 0 or slot == event.slot):
+                self._effects += [Send(life.ident, order) for life in post.lives() if life.kill_at_s is None]
+
+    def _replace(self, post: Post, reason: str, now_s: float) -> None:
         """Begin to replace the process of a post; one that is replaced already is left to finish."""
         post.given_up, post.given_up_pause_s, post.parked = "", 0.0, False
         if post.old:
             return
+        post.reasons[reason] += 1
         post.history = restart.History()
         life = post.life
         if life is None:
@@ -402,7 +418,7 @@ class Supervision:
                 return
             following = self._posts.get(self._replacing)
             if following is not None:
-                self._replace(following, now_s)
+                self._replace(following, "reload", now_s)
 
     def _settled(self, key: Key) -> bool:
         """Whether a replacement is over, well or badly."""
@@ -499,12 +515,17 @@ class Supervision:
         return watch.tree(self._pid, now_s - self._born_s, self._posts.values())
 
     def _send_tree(self, now_s: float) -> None:
-        broker = self._posts[("broker", 0)].life
-        if broker is None or broker.phase not in ("ready", "draining"):
-            return
-        if self._tree_dirty or now_s >= self._tree_due_s:
+        readers = [
+            life
+            for post in self._posts.values()
+            if post.spec.role != "worker"
+            and (life := post.life) is not None
+            and life.phase in ("ready", "draining")
+        ]
+        if readers and (self._tree_dirty or now_s >= self._tree_due_s):
             self._tree_dirty, self._tree_due_s = False, now_s + TREE_INTERVAL_S
-            self._effects.append(Send(broker.ident, Order("tree", tree=self.tree(now_s))))
+            order = Order("tree", tree=self.tree(now_s))
+            self._effects += [Send(life.ident, order) for life in readers]
 
     def _log(self, level: str, text: str) -> None:
         self._effects.append(Log(level, text))

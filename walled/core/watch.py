@@ -46,6 +46,7 @@ def tree(pid: int, uptime_s: float, posts: Iterable[Post]) -> dict[str, Any]:
     """The process tree as `walled-ctl status` shows it."""
     children: list[dict[str, Any]] = []
     for post in posts:
+        first = len(children)
         common = {"role": post.spec.role, "slot": post.spec.slot, "restarts": post.restarts}
         children.extend(
             {**common, "pid": life.pid, "phase": life.phase, "detail": life.detail[:DETAIL_CHARS]}
@@ -54,4 +55,6 @@ def tree(pid: int, uptime_s: float, posts: Iterable[Post]) -> dict[str, Any]:
         if not post.lives():
             phase = "failed" if post.given_up else "drained" if post.parked else "waiting"
             children.append({**common, "pid": 0, "phase": phase, "detail": post.given_up})
+        # Of the post, not of a life: once.
+        children[first]["reasons"] = dict(post.reasons)
     return {"supervisor": {"pid": pid, "uptime_s": round(uptime_s, 1)}, "children": children}

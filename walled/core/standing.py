@@ -1,0 +1,39 @@
+"""The broker as it stands, as series for the monitor: queue, workers, what runs.
+
+May live here: reading the broker's state. May not: changing it, sending, what is counted (core/measured.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from walled.core.broker import Broker
+from walled.protocol import PRIORITIES
+
+Entry = list[Any]
+"""[family, [label values], value], as core/registry.py takes it."""
+
+
+def series(broker: Broker, backends: Iterable[str], now: float) -> list[Entry]:
+    """Everything that is a gauge. `backends`: those that are configured, live or not."""
+    dispatcher = broker.dispatcher
+    workers = dispatcher.fleet.workers.values()
+    found: list[Entry] = [
+        ["walled_requests_in_flight", [], sum(len(worker.jobs) for worker in workers)],
+        ["walled_queue_bytes", [], dispatcher.queued_bytes],
+    ]
+    depths = dict.fromkeys(PRIORITIES, 0)
+    oldest = dict.fromkeys(PRIORITIES, now)
+    for lane in dispatcher.waiting.values():
+        for job in lane.waiting():
+            name = PRIORITIES[job.rank]
+            depths[name] += 1
+            oldest[name] = min(oldest[name], job.created_s)
+    found += [["walled_queue_depth", [name], depth] for name, depth in depths.items()]
+    found += [["walled_queue_oldest_age_seconds", [name], now - then_s] for name, then_s in oldest.items()]
+    live = dict.fromkeys(backends, 0)
+    for worker in workers:
+        found.append(["walled_worker_heartbeat_age_seconds", [str(worker.slot)], now - worker.heard_s])
+        live[worker.backend] = live.get(worker.backend, 0) + (worker.state == "ready")
+    return found + [["walled_workers_live", [name], count] for name, count in live.items()]
