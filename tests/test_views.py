@@ -6,15 +6,26 @@ One daemon for all; what must break a daemon has one of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from walled_client import AsyncClient, Client
 from walled_client.subscriber import Subscriber
 
-from tests.daemon_process import Daemon, running, write_config
+from tests.client.test_ctl import data, run
+from tests.daemon_process import ROOT, Daemon, running, write_config
 from walled.errors import BadRequest, DaemonUnavailable, WalledError
 
 pytestmark = pytest.mark.process
@@ -81,3 +92,143 @@ def test_without_a_daemon_the_questions_fail_at_once_and_say_why(tmp_path: Path)
         for ask in (client.health, client.dashboard, client.stats):
             with pytest.raises(DaemonUnavailable, match="no daemon takes requests at"):
                 ask()
+
+
+# --- walled-ctl --------------------------------------------------------------------------------------
+
+
+def ctl(daemon: Daemon, *args: str) -> Result:
+    return run("--run-dir", str(daemon.run_dir), *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "schema", "words"),
+    [
+        (
+            ("status",),
+            "walled.status/1",
+            ["Score:", "`- worker 1", "monitor", "0 in flight of 4 slots", "Next:"],
+        ),
+        (("health", "--explain"), "walled.health/1", [" of 100", "INCONCLUSIVE"]),
+        (("alerts",), "walled.alerts/1", ["memory", "> 0.8", "critical"]),
+        (("alerts", "history"), "walled.alert_history/1", ["before", "unknown"]),
+        (("alerts", "test", "memory"), "walled.alert_replay/1", ["walled_system_memory_used_ratio"]),
+        (("alerts", "export"), "walled.alert_export/1", ["groups:", "WalledMemory"]),
+        (("stat",), "walled.stat/1", ["req/s", "/4"]),
+        (("latency", "--since", "10m"), "walled.latency/1", ["first_token", "p95", "request: 7 seen", "<="]),
+        (("metrics",), "walled.metric_values/1", ["walled_requests_total", "Requests ended"]),
+        (
+            ("metrics", "walled_requests_t*", "--label", "source=cache"),
+            "walled.metric_values/1",
+            ['walled_requests_total{model="scripted",outcome="ok",source="cache"} 1'],
+        ),
+        (
+            ("metrics", "follow", "walled_build_info", "--count", "1"),
+            "walled.metric/1",
+            ["walled_build_info{"],
+        ),
+        (("history", "walled_system_cpu_ratio"), "walled.history/1", ["last"]),
+        (("events", "--count", "1"), "walled.event/1", ["="]),
+        (("check", "workers"), "walled.check/1", ["WALLED OK - 2 of 2 ready | ready=2;;;0;2"]),
+        (("check", "backend"), "walled.check/1", ["WALLED OK - s has 2 live workers | live_s=2;1:;1:;0"]),
+        (("check", "queue"), "walled.check/1", ["WALLED OK - 0 waiting", "depth=0"]),
+        (("check", "cache"), "walled.check/1", ["WALLED OK - 5 answers", "entries=5"]),
+        (("profile", "monitor", "--stacks"), "walled.profile/1", ["Monitor.run"]),
+    ],
+)
+def test_views_of_a_running_daemon(
+    daemon: Daemon, args: tuple[str, ...], schema: str, words: list[str]
+) -> None:
+    shown, plain = ctl(daemon, *args), ctl(daemon, *args, "--json")
+    for word in words:
+        assert word in shown.stdout, shown.output
+    assert data(plain)["schema"] == schema
+    assert shown.exit_code == plain.exit_code
+    if args[0] != "health":  # the machine that runs the tests may well be unwell
+        assert shown.exit_code == 0, shown.output
+    assert "\x1b" not in shown.stdout
+
+
+def test_silences_are_set_seen_and_ended(daemon: Daemon) -> None:
+    assert ctl(daemon, "alerts", "silence", "cpu", "--reason", "a test", "--for", "2h").exit_code == 0
+    assert "a test" in ctl(daemon, "alerts").stdout
+    assert ctl(daemon, "alerts", "unsilence", "cpu").exit_code == 0
+    assert "a test" not in ctl(daemon, "alerts").stdout
+    again = ctl(daemon, "alerts", "unsilence", "cpu")
+    assert (again.exit_code, again.stdout) == (2, "")
+
+
+def test_check_has_thresholds_and_the_codes_of_nagios(daemon: Daemon, tmp_path: Path) -> None:
+    assert ctl(daemon, "check", "memory", "-w", "0.0", "-c", "101").exit_code == 1
+    found = ctl(daemon, "check", "memory", "--critical", "0.0")
+    assert found.exit_code == 2
+    assert re.fullmatch(
+        r"WALLED CRITICAL - [\d.]+ % .*\| used=[\d.]+%;80;0;0;100 .*broker=\d+B.*\n", found.stdout
+    )
+    assert ctl(daemon, "check", "backend", "-w", "3").exit_code == 1
+    assert ctl(daemon, "check", "server").exit_code in (0, 1, 2)
+    assert ctl(daemon, "check", "nonsense").exit_code == 3
+    nobody = run("--run-dir", str(tmp_path), "--timeout", "0.2", "check", "server")
+    assert (nobody.exit_code, nobody.stdout[:18]) == (2, "WALLED CRITICAL - ")
+    assert run("--run-dir", str(tmp_path), "--timeout", "0.2", "check", "queue").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "args", [("stat",), ("events",), ("alerts",), ("history", "m"), ("latency",), ("metrics",)]
+)
+def test_without_a_daemon_every_view_says_so(tmp_path: Path, args: tuple[str, ...]) -> None:
+    found = run("--run-dir", str(tmp_path), "--timeout", "0.2", *args)
+    assert (found.exit_code, found.stdout) == (3, "")
+    assert "monitor.sock" in found.stderr
+
+
+def test_a_view_goes_on_when_the_monitor_is_replaced(tmp_path: Path) -> None:
+    """And ends quietly when its reader leaves."""
+    with running(write_config(tmp_path)) as daemon:
+        daemon.complete(4)
+        with viewing(daemon, "stat", "--count", "1000", "--json") as stat:
+            first = json.loads(line_of(stat))
+            os.kill(daemon.children()["monitor"], signal.SIGKILL)
+            daemon.until(r"monitor.* ready \(pid ")
+            born_s = time.time()
+            while json.loads(line_of(stat))["time_s"] < born_s:
+                pass
+            assert first["slots"] == 4
+            assert stat.stdout is not None
+            stat.stdout.close()
+            assert stat.wait(20) in (0, 1)
+            assert stat.stderr is not None
+            assert stat.stderr.read() == b""
+        with viewing(daemon, "events") as events:
+            line_of(events)
+            events.send_signal(signal.SIGINT)
+            assert events.wait(20) == 130
+            assert events.stderr is not None
+            assert events.stderr.read() == b""
+
+
+@contextlib.contextmanager
+def viewing(daemon: Daemon, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """walled-ctl in a process of its own, its output a pipe."""
+    program = "from walled_client.ctl import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--run-dir", str(daemon.run_dir), *args],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, bufsize=0,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def line_of(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    text = b""
+    while not text.endswith(b"\n"):
+        assert select.select([process.stdout], [], [], 20.0)[0], "nothing was printed"
+        byte = os.read(process.stdout.fileno(), 1)
+        assert byte, "it ended"
+        text += byte
+    return text.decode()

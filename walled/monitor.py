@@ -85,6 +85,7 @@ class Monitor:
         self._questions = self._hub.router(addresses.monitor, hwm=100, max_bytes=64 * 1024)
         self.verbs: dict[str, Verb] = {
             "metrics.list": self._metrics_list,
+            "metrics.values": self._metrics_values,
             "history": self._history_of,
             "dashboard": self._dashboard,
             "stats": self._stats,
@@ -309,6 +310,15 @@ class Monitor:
             for f in self._registry.families()
         ]
         return {"schema": "walled.metrics/1", "ok": True, "metrics": rows, "series": self._history.names()}
+
+    def _metrics_values(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
+        """{"op": "metrics.values", "names": families, all if left out}: what is published of them."""
+        names = question.get("names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            raise BadRequest("metrics.values: names is a list of metrics; metrics.list has them")
+        found = [f.name for f in self._registry.families() if names is None or f.name in names]
+        rows = [readings.family(self._registry, name) for name in found]
+        return {"schema": "walled.metric_values/1", "ok": True, "metrics": rows}
 
     def _history_of(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
         """{"op": "history", "metric": a series or a family, "since_s": seconds back}."""

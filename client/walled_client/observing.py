@@ -19,12 +19,19 @@ class Observer:
     replaced."""
 
     def __init__(
-        self, run_dir: str | Path | None = None, endpoint: str | None = None, *, deadline_s: float = 5.0
+        self,
+        run_dir: str | Path | None = None,
+        endpoint: str | None = None,
+        *,
+        deadline_s: float = 5.0,
+        connect_timeout_s: float = 3.0,
     ) -> None:
         """`endpoint`: a client socket, whose directory holds the monitor's socket too. A daemon that has
-        certainly ended is known at once; else a monitor is waited for until the deadline."""
+        certainly ended is known at once; else a monitor, which may be restarting, is waited for."""
         place = find(place_of(run_dir, endpoint))
-        self._wire = Wire(place.monitor, deadline_s, lambda: presence.gone(place.run_dir, place.monitor))
+        self._wire = Wire(
+            place.monitor, connect_timeout_s, lambda: presence.gone(place.run_dir, place.monitor)
+        )
         self._deadline_s = deadline_s
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:

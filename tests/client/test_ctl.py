@@ -172,7 +172,23 @@ def test_chat_without_a_terminal_takes_a_line_a_turn(daemon: FakeBroker) -> None
 @pytest.mark.parametrize(
     ("args", "schema", "words"),
     [
-        (("status",), "walled.status/1", ["9.9", "ready", "1 h 6 min", "3 waiting", "requests", "worker 0"]),
+        (
+            ("status",),
+            "walled.status/1",
+            [
+                "9.9",
+                "ready",
+                "up 1 h 6 min",
+                "3 waiting",
+                "interactive 1, normal 2",
+                "worker 0",
+                "9 served",
+                "2 restarts",
+                "12 since",
+                "m (default)",
+                "wait: the monitor",
+            ],
+        ),
         (("models",), "walled.models/1", ["1024", "chat embed", "default"]),
         (("workers",), "walled.workers/1", ["41", "200 ms"]),
         (("workers", "list"), "walled.workers/1", ["41"]),

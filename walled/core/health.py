@@ -58,14 +58,14 @@ INDICATORS: dict[str, Indicator] = {
         "one reply in twenty took {value} s and more",
         "people wait",
         "a slow or swapping model, long prompts, a waiting queue",
-        "compare queue, first-token and decode times in walled-ctl metrics",
+        "walled-ctl latency: is it the queue, the first token or the decoding?",
         False,
     ),
     "memory": Indicator(
         "memory of the machine is in use to {value} of 1",
         "the kernel may kill a process",
         "models too large for the machine, or a process that grows",
-        "walled-ctl memory; a smaller model, fewer slots",
+        "walled-ctl check memory; a smaller model, fewer slots",
         True,
     ),
     "cpu": Indicator(

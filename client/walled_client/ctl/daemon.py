@@ -1,4 +1,4 @@
-"""walled-ctl status, models, workers, queue, reload, stop.
+"""walled-ctl models, workers, queue, reload, stop.
 
 May live here: asking the control socket and showing its maps. May not: computing anything from them.
 """
@@ -14,60 +14,13 @@ import click
 from walled.errors import DeadlineExceeded, Unavailable
 from walled_client.ctl.program import Verb, VerbGroup
 from walled_client.ctl.terminal import (
-    EXIT_DEGRADED,
     EXIT_OK,
     Terminal,
     pass_terminal,
-    printable,
     seconds,
     size,
     table,
 )
-
-
-@click.command("status", cls=Verb, epilog="Example: walled-ctl status --json")
-@pass_terminal
-def status_verb(terminal: Terminal) -> int:
-    """Show the daemon's state. Exit code 4 when it is not ready."""
-    data = terminal.ask_daemon("status")
-    terminal.emit(data, lambda: _show_status(data))
-    return 0 if data.get("state") == "ready" else EXIT_DEGRADED
-
-
-def _show_status(data: dict[str, Any]) -> None:
-    queue = data.get("queue") or {}
-    classes = ", ".join(f"{name} {count}" for name, count in (queue.get("by_class") or {}).items())
-    state = str(data.get("state", "?"))
-    click.echo(
-        f"walled {printable(str(data.get('version', '?')))}  "
-        + click.style(printable(state), fg="green" if state == "ready" else "yellow")
-        + f"  pid {data.get('pid', '?')}  up {seconds(float(data.get('uptime_s') or 0))}"
-    )
-    waiting = f"queue: {queue.get('depth', 0)} waiting ({size(float(queue.get('bytes') or 0))}"
-    click.echo(waiting + f"{'; ' + classes if classes else ''}), {data.get('in_flight', 0)} in flight")
-    _show_workers(data)
-    _show_models(data)
-    tree = data.get("tree") or {}
-    children = tree.get("children") or []
-    if children:
-        click.echo()
-        table(
-            ("process", "pid", "phase", "restarts", "detail"),
-            [
-                (
-                    f"{child.get('role', '?')} {child.get('slot', '')}".strip(),
-                    child.get("pid", ""),
-                    child.get("phase", ""),
-                    child.get("restarts", 0),
-                    child.get("detail", ""),
-                )
-                for child in children
-            ],
-        )
-    counters = data.get("counters") or {}
-    if counters:
-        click.echo()
-        table(("counter", "value"), sorted(counters.items()))
 
 
 @click.command("models", cls=Verb, epilog="Example: walled-ctl models")
@@ -75,12 +28,10 @@ def _show_status(data: dict[str, Any]) -> None:
 def models_verb(terminal: Terminal) -> None:
     """List the models that requests can name."""
     data = terminal.ask_daemon("models.list")
-    terminal.emit(data, lambda: _show_models(data, blank=False))
+    terminal.emit(data, lambda: _show_models(data))
 
 
-def _show_models(data: dict[str, Any], *, blank: bool = True) -> None:
-    if blank:
-        click.echo()
+def _show_models(data: dict[str, Any]) -> None:
     table(
         ("model", "backend", "kind", "context", "workers", "slots", "can", "aliases"),
         [
@@ -103,9 +54,7 @@ def _count(value: Any) -> Any:
     return len(value) if isinstance(value, (list, tuple)) else value
 
 
-def _show_workers(data: dict[str, Any], *, blank: bool = True) -> None:
-    if blank:
-        click.echo()
+def _show_workers(data: dict[str, Any]) -> None:
     table(
         ("worker", "pid", "backend", "state", "slots", "busy", "served", "beat", "loaded"),
         [
@@ -137,7 +86,7 @@ def workers_verb(ctx: click.Context) -> None:
 
 def _list_workers(terminal: Terminal) -> None:
     data = terminal.ask_daemon("workers.list")
-    terminal.emit(data, lambda: _show_workers(data, blank=False))
+    terminal.emit(data, lambda: _show_workers(data))
 
 
 @workers_verb.command("list", epilog="Example: walled-ctl workers list")

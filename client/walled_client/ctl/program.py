@@ -122,9 +122,11 @@ class Program(click.Group):
 
 program = Program(
     {
-        "ask": "asking", "chat": "asking", "status": "daemon", "models": "daemon", "workers": "daemon",
+        "ask": "asking", "chat": "asking", "status": "status", "models": "daemon", "workers": "daemon",
         "queue": "daemon", "cache": "cache", "config": "config", "reload": "daemon", "stop": "daemon",
-        "demo": "demo",
+        "demo": "demo", "health": "health", "alerts": "alerts", "stat": "stat", "latency": "stat",
+        "metrics": "metrics", "history": "metrics", "events": "metrics", "check": "check",
+        "profile": "profile",
     },
     help="Talk to a walled daemon and look after it.\n\nExample: walled-ctl ask 'Is it still for sale?'",
     epilog=EPILOG,

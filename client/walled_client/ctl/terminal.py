@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -16,7 +17,10 @@ import click
 from walled.errors import BadRequest, ConfigError, DaemonUnavailable, WalledError
 from walled_client.client import Client
 from walled_client.control import Control
+from walled_client.discovery import place_of
+from walled_client.observing import Observer
 from walled_client.results import Reply
+from walled_client.subscriber import Subscriber
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -44,6 +48,18 @@ class Terminal:
         """One operation of the control socket."""
         with Control(self.run_dir, self.endpoint) as control:
             return control.ask(op, worker=worker, request=request, deadline_s=min(self.timeout_s, 30.0))
+
+    def ask_monitor(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One question to the monitor."""
+        with self.observer() as observer:
+            return observer.ask(op, **fields)
+
+    def observer(self) -> Observer:
+        """A connection to the monitor. A daemon that restarts its monitor is waited for."""
+        return Observer(self.run_dir, self.endpoint, deadline_s=min(self.timeout_s, 5.0))
+
+    def subscriber(self, topics: Sequence[str]) -> Subscriber:
+        return Subscriber(place_of(self.run_dir, self.endpoint), topics=topics)
 
     def emit(self, data: dict[str, Any], show: Callable[[], None]) -> None:
         """The verb's data: one JSON object, or whatever `show` prints for people."""
@@ -93,26 +109,41 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def columns() -> int:
+    """Width of the output: COLUMNS, the terminal's, or 80."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
 def printable(text: str) -> str:
     """Text of a model without control characters: an answer must not steer the terminal."""
     return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Aligned columns on stdout; numbers to the right."""
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[int] = (),
+    color: Callable[[Sequence[str]], str | None] = lambda _: None,
+) -> None:
+    """Aligned columns on stdout; numbers, and the columns of `right`, to the right. `color`: of a row."""
     lines = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[n]) for line in [list(headings), *lines]) for n in range(len(headings))]
-    right = [bool(lines) and all(_is_number(line[n]) for line in lines) for n in range(len(headings))]
+    rightward = [
+        n in right or (bool(lines) and all(_is_number(line[n]) for line in lines))
+        for n in range(len(headings))
+    ]
 
     def row_text(cells: Sequence[str]) -> str:
         return "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(cells, widths, right, strict=True)
+            for cell, width, to_right in zip(cells, widths, rightward, strict=True)
         ).rstrip()
 
     click.secho(row_text(headings), dim=True)
     for line in lines:
-        click.echo(row_text(line))
+        chosen = color(line)
+        click.echo(click.style(row_text(line), fg=chosen) if chosen else row_text(line))
 
 
 def _is_number(text: str) -> bool:
