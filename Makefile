@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check bench-core bench-overload kills clean
+.PHONY: run test check bench-core bench-overload kills chaos clean
 
 run: $(VENV)/.embedded
 	@$(VENV)/bin/walled-ctl demo --start
@@ -27,6 +27,10 @@ bench-overload: $(VENV)/.dev
 
 kills: $(VENV)/.dev
 	@$(PY) -m walled_bench kills
+
+# Five minutes of random faults under load. CHAOS_S=60 is shorter, CHAOS_SEED=7 repeats a campaign.
+chaos: $(VENV)/.dev
+	@$(PY) -m walled_bench chaos
 
 # The stamps make a second run start at once; a changed pyproject.toml installs again.
 $(VENV)/.embedded: pyproject.toml | $(VENV)/bin/python

@@ -1,10 +1,11 @@
-"""The commands: `bench core`, `bench kills`, `bench overload`.
+"""The commands: `bench core`, `bench kills`, `bench overload`, `bench chaos`.
 
 May live here: arguments, what runs in which order, exit statuses. May not: measuring.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -118,6 +119,59 @@ def overload(quick: bool, strict: bool, output: Path) -> None:
     began_s = time.monotonic()
     figures = loads.measure(quick)
     show(figures, click.echo)
+    _finish(figures, began_s, output, strict)
+
+
+@bench.command(
+    short_help="Every kind of fault at random under load; writes build/figures/chaos.json.",
+    epilog="""\b
+Exit status: 0 when every goal holds, 1 when one does not (unless --no-strict).
+
+\b
+Example:
+  walled-ctl bench chaos --seconds 60 --seed 7""",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(5, 86400),
+    default=300.0,
+    show_default=True,
+    envvar="CHAOS_S",
+    show_envvar=True,
+    help="How long, the quiet end included.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    envvar="CHAOS_SEED",
+    show_envvar=True,
+    help="Draws the faults and the load; a new one each time unless given. It is printed.",
+)
+@click.option(
+    "--strict/--no-strict", default=True, show_default=True, help="Exit 1 when a goal does not hold."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/chaos.json"), show_default=True,
+    help="Where the figures go as JSON.",
+)  # fmt: skip
+def chaos(seconds: float, seed: int | None, strict: bool, output: Path) -> None:
+    """Kill, stop, poison, damage and flood a daemon under load, and keep the books of every request."""
+    from walled_bench import chaos as campaigns
+
+    if seed is None:
+        seed = int.from_bytes(os.urandom(3), "little")
+    _head()
+    again = f"CHAOS_SEED={seed} CHAOS_S={seconds:g} make chaos"
+    click.echo(f"{'seed':<10} {seed}; the same again: {again}\n")
+    began_s = time.monotonic()
+    outcome = campaigns.campaign(seconds, seed, lambda line: click.echo(line, err=True))
+    figures = campaigns.figures(outcome)
+    for line in campaigns.tables(outcome):
+        click.echo(line)
+    show(figures, click.echo)
+    for problem in campaigns.problems(outcome):
+        click.echo(f"problem    {problem}", err=True)
+    click.echo(f"{'seed':<10} {seed}; the same again: {again}")
     _finish(figures, began_s, output, strict)
 
 

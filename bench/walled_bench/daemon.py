@@ -50,14 +50,19 @@ def scripted(**backend: Any) -> dict[str, Any]:
 class Daemon:
     """One run of the daemon, from spawn to the proof that nothing of it is left. A context manager."""
 
-    def __init__(self, config: Mapping[str, Any], *, directory: Path | None = None) -> None:
-        """`directory`: keep run directory and cache there (it is not removed); default: a temporary one."""
+    def __init__(
+        self, config: Mapping[str, Any], *, directory: Path | None = None, disk: Path | None = None
+    ) -> None:
+        """`directory`: keep run directory and cache there (it is not removed); default: a temporary one.
+
+        `disk`: run directory and cache are there instead; configuration and log stay in `directory`.
+        """
         self._config = config
         self._scratch = tempfile.TemporaryDirectory(prefix="wb-") if directory is None else None
         self.directory = directory if self._scratch is None else Path(self._scratch.name)
         assert self.directory is not None
-        self.run_dir = self.directory / "run"
-        self.cache_dir = self.directory / "cache"
+        self.run_dir = (disk or self.directory) / "run"
+        self.cache_dir = (disk or self.directory) / "cache"
         self._log_path = self.directory / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._probe: FamilyProbe | None = None
@@ -88,15 +93,10 @@ class Daemon:
     def start(self) -> None:
         """Spawn and wait for READY=1. Raises DaemonFailed."""
         assert self.directory is not None
-        path = self.directory / "walled.toml"
-        plain = {name: value for name, value in self._config.items() if not isinstance(value, Mapping)}
-        tables = {name: dict(value) for name, value in self._config.items() if isinstance(value, Mapping)}
-        tables.setdefault("daemon", {})["run_dir"] = str(self.run_dir)
-        tables.setdefault("cache", {})["path"] = str(self.cache_dir)
-        path.write_text(toml({**plain, **tables}))
+        path = self.configure(self._config)
         environment = {name: value for name, value in os.environ.items() if name not in _OUR_VARIABLES}
         notify = self.directory / "notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, self._log_path.open("wb") as log:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, self._log_path.open("ab") as log:
             ear.bind(str(notify))
             started_s = time.monotonic()
             self._process = subprocess.Popen(
@@ -116,6 +116,18 @@ class Daemon:
             finally:
                 notify.unlink()
         self._probe = FamilyProbe(self.pid)
+
+    def configure(self, config: Mapping[str, Any]) -> Path:
+        """Write the configuration, for the next start or for SIGHUP; where it is."""
+        assert self.directory is not None
+        self._config = config
+        path = self.directory / "walled.toml"
+        plain = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+        tables = {name: dict(value) for name, value in config.items() if isinstance(value, Mapping)}
+        tables.setdefault("daemon", {})["run_dir"] = str(self.run_dir)
+        tables.setdefault("cache", {})["path"] = str(self.cache_dir)
+        path.write_text(toml({**plain, **tables}))
+        return path
 
     def _await_ready(self, ear: socket.socket) -> None:
         assert self._process is not None
@@ -138,16 +150,26 @@ class Daemon:
 
     def stop(self) -> list[int]:
         """SIGTERM, wait, and what is left of its session (killed then); normally nothing."""
-        process = self._process
+        process, self._process = self._process, None
         if process is None:
             return []
-        self._process = None
         process.send_signal(signal.SIGTERM)
         try:
-            self.exit_status = process.wait(STOP_LIMIT_S)
+            process.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            self.exit_status = process.wait()
+        return self._left(process)
+
+    def kill(self) -> list[int]:
+        """SIGKILL to the supervisor; what is left of its session after the time it has to vanish."""
+        process, self._process = self._process, None
+        if process is None:
+            return []
+        process.kill()
+        return self._left(process)
+
+    def _left(self, process: subprocess.Popen[bytes]) -> list[int]:
+        self.exit_status = process.wait()
         end_s = time.monotonic() + ORPHAN_LIMIT_S
         left = members(process.pid)
         for pid in left:
@@ -160,6 +182,15 @@ class Daemon:
         return left
 
     exit_status: int | None = None
+
+    @property
+    def running(self) -> bool:
+        """Started, and neither stopped nor killed by us."""
+        return self._process is not None
+
+    def ended(self) -> int | None:
+        """The exit status of a daemon that ended by itself; None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def _remove(self) -> None:
         if self._scratch is not None:
@@ -176,6 +207,16 @@ class Daemon:
         """Memory and processor time of every process, by title (supervisor, broker, monitor, worker N)."""
         assert self._probe is not None
         return {sample.name: sample for sample in self._probe.sample()}
+
+    def pids(self) -> dict[str, int]:
+        """Its processes by title, those that have one yet."""
+        found = {}
+        for pid in members(self.pid) if self._process is not None else ():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+                if words.startswith("walled: "):
+                    found[words.removeprefix("walled: ")] = pid
+        return found
 
     def log_tail(self) -> str:
         """The end of what it logged."""

@@ -1,4 +1,4 @@
-"""The books of a kill campaign: what was asked, how each request ended, what was wrong with it.
+"""The books of the campaigns: what was asked, how each request ended, what was wrong with it.
 
 May live here: counting and judging endings; the witness that counts them on the wire itself. May not:
 killing, starting, printing.
@@ -15,12 +15,16 @@ import asyncio
 import os
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from walled import protocol
 from walled.adapters.sockets import ConnectionEvent, Hub
 from walled.errors import WalledError
 from walled.payload import pack_request, request_from, unpack_answer
 from walled_bench import questions
+
+if TYPE_CHECKING:
+    from walled_client.results import Reply
 
 MAX_PROBLEMS = 20
 GRACE_S = 1.0
@@ -76,6 +80,67 @@ class Ledger:
             self.problems.append(problem)
 
 
+class Book(Ledger):
+    """The calls of one kind of caller, where lesser answers are allowed if they say so.
+
+    `model`: the one that was asked for; what another one said, and what comes from LESSER, must be marked.
+    """
+
+    LESSER = ("stale", "fallback_model", "template")
+
+    def __init__(self, kind: str, model: str, tokens: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.model = model
+        self.tokens = tokens
+        self.unmarked = 0
+        """Lesser answers not marked as such, or whole ones that are."""
+
+    def reply(self, reply: Reply, number: int, began_s: float, deadline_s: float, text: str = "") -> None:
+        """A call ended with an answer. `text`: what a stream gave before, when it was one."""
+        if text and text != reply.text:
+            self.wrong += 1
+            self.note("the chunks of a stream do not join to its reply")
+        self.text_answer(
+            reply.source, reply.text, number, began_s, deadline_s, model=reply.model, degraded=reply.degraded
+        )
+
+    def text_answer(
+        self,
+        source: str,
+        text: str,
+        number: int,
+        began_s: float,
+        deadline_s: float,
+        *,
+        model: str,
+        degraded: bool,
+    ) -> None:
+        """The same, from its parts."""
+        if source == "template":
+            lesser, wanted = True, questions.template(number)
+        else:
+            lesser = source in self.LESSER or model != self.model
+            wanted = questions.echo(questions.last_turn(number), self.tokens)
+        if lesser != degraded:
+            self.unmarked += 1
+            self.note(f"a {source} answer of {model} says degraded={degraded}")
+        self.answered(source, text, wanted, began_s, deadline_s)
+
+    def coded(self, code: str, began_s: float, deadline_s: float) -> None:
+        """A call ended with the typed error of that code."""
+        self.endings[code] += 1
+        self._timed(began_s, deadline_s)
+
+    def withdrawn(self, began_s: float, deadline_s: float) -> None:
+        """A call ended because its caller took it back."""
+        self.endings["withdrawn"] += 1
+        self._timed(began_s, deadline_s)
+
+    def note(self, problem: str) -> None:
+        super().note(problem if problem.startswith(self.kind) else f"{self.kind}: {problem}")
+
+
 class Witness:
     """A client that speaks the protocol by hand and counts endings. Belongs to the running loop."""
 
@@ -111,7 +176,8 @@ class Witness:
         request = request_from({"kind": "chat", "messages": questions.chat(number)})
         self._counter += 1
         request_id = self._prefix + self._counter.to_bytes(8, "big")
-        header = protocol.RequestHeader("default", int(self._deadline_s * 1000))
+        # Models only: a template is an honest answer too, but not one whose text the witness knows.
+        header = protocol.RequestHeader("default", int(self._deadline_s * 1000), mode="ai_only")
         sent = self._port.send(protocol.frames(protocol.REQUEST, request_id, header, pack_request(request)))
         if sent:
             self.asked += 1

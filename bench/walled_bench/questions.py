@@ -40,3 +40,15 @@ def last_turn(number: int) -> str:
 def echo(text: str, tokens: int) -> str:
     """What the scripted backend answers to a last user message: its words, cut or repeated."""
     return " ".join(itertools.islice(itertools.cycle(text.split()), tokens))
+
+
+def template(number: int) -> str:
+    """What the template of TEMPLATES answers to a question whose context has the number."""
+    return f"Question {number} will be looked at later."
+
+
+TEMPLATES = """
+[intents.fallback.en]
+variants = ["Question {number} will be looked at later."]
+"""
+"""A set with one answer, which tells whose it is."""
