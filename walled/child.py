@@ -25,6 +25,10 @@ from walled.errors import BOOT_ERROR_EXIT, BootError, WalledError
 SPAWN_WAIT_S = 120.0
 """Longest time between birth and Spawn; the supervisor may be looking through a big cache."""
 
+OOM_POINTS = {"worker": 200, "monitor": 100}
+"""A worker's death costs one more run of its requests, the broker's every connection: if the kernel must end
+somebody for want of memory, then a worker, else the monitor."""
+
 RoleMain = Callable[[wire.Spawn, process.Link], int]
 
 
@@ -67,6 +71,8 @@ def run(arguments: Sequence[str], roles: Mapping[str, Callable[[], RoleMain]] = 
         return 2
     link = process.Link.adopt(int(arguments[1]))
     process.die_with_parent()
+    if arguments[2] in OOM_POINTS:
+        process.volunteer_for_oom(OOM_POINTS[arguments[2]])
     # What modules are made of stays: collections in between find nothing and cost a fifth of the import.
     gc.disable()
     try:

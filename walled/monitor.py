@@ -21,6 +21,7 @@ from walled import config as configuration
 from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
+from walled.adapters.descriptors import Door
 from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
 from walled.adapters.scrape import ScrapeServer
@@ -83,6 +84,7 @@ class Monitor:
         self._deltas = self._hub.pull(addresses.delta)
         self._metrics = self._hub.publisher(addresses.metrics)
         self._questions = self._hub.router(addresses.monitor, hwm=100, max_bytes=64 * 1024)
+        self._doors = [Door(addresses.metrics), Door(addresses.monitor)]
         self.verbs: dict[str, Verb] = {
             "metrics.list": self._metrics_list,
             "metrics.values": self._metrics_values,
@@ -108,6 +110,7 @@ class Monitor:
             now_s = time.monotonic()
             if now_s >= beat_due_s:
                 self._link.send(wire.Status("ready"))
+                self._watch_the_doors()
                 beat_due_s = now_s + BEAT_S
             if now_s >= counters_due_s:
                 self._publish(COUNTERS_TOPIC, self._counters.picture())
@@ -137,6 +140,16 @@ class Monitor:
             self._scrape.close()
         self._judgement.close()
         self._hub.close()
+
+    def _watch_the_doors(self) -> None:
+        """libzmq would end this process for one subscriber too many."""
+        if sum(door.look() for door in self._doors):  # every one must look
+            shut = any(door.shut for door in self._doors)
+            log.warning(
+                "file descriptors are %s; new subscribers are %s",
+                "short" if shut else "no longer short",
+                "kept out" if shut else "let in again",
+            )
 
     def _take_orders(self) -> None:
         for message in self._link.receive():
@@ -197,6 +210,8 @@ class Monitor:
     def _sample_processes(self, now_s: float) -> float:
         """Sample and publish; returns what it took, in seconds."""
         samples = self._family.sample()
+        if not samples:
+            return time.monotonic() - now_s  # it could not look; that says nothing about the others
         registry = self._registry
         for one in samples:
             readings.process(

@@ -61,7 +61,6 @@ def run(
         # Without a cache clients must not answer from what a former daemon left in one.
         cache = str(configuration.cache_dir(config)) if config.cache.enabled else ""
         manifest = Manifest(walled.__version__, os.getpid(), cache, addresses)
-        lock.write_manifest(manifest)
         supervisor = Supervisor(config_path, config, lock, manifest, child_command)
         try:
             return supervisor.run()
@@ -90,6 +89,7 @@ class Supervisor:
         self._manifest = manifest
         self._directory = lock.directory
         self._directory_due_s = self._vet_due_s = 0.0
+        self._manifest_written = self._tell_clients()
         self._command = child_command
         self._token = os.urandom(16)
         self._notifier = Notifier(os.environ)
@@ -148,6 +148,16 @@ class Supervisor:
         self._wakeup.close()
         self._wakeup_end.close()
 
+    def _tell_clients(self) -> bool:
+        """Write the manifest; a disk that is full now is no reason not to answer."""
+        written = self._lock.write_manifest(self._manifest)
+        if not written:
+            log.error(
+                "%s: the disk is full; clients do not learn where the cache is until there is room",
+                self._directory,
+            )
+        return written
+
     def _watch_directory(self, now_s: float) -> None:
         """Make the run directory again when somebody has deleted it: new clients would find nobody.
 
@@ -156,15 +166,19 @@ class Supervisor:
         if now_s < self._directory_due_s:
             return
         self._directory_due_s = now_s + DIRECTORY_CHECK_S
-        if self._lock.holds():
+        held = self._lock.holds()
+        if held and self._manifest_written:
             return
         try:
+            if held:
+                self._manifest_written = self._lock.write_manifest(self._manifest)
+                return
             self._lock.retake()
-            self._lock.write_manifest(self._manifest)
+            self._manifest_written = self._tell_clients()
         except AlreadyRunning:
             raise
         except BootError as exc:
-            log.error("the run directory was deleted and cannot be made again: %s", exc.message)
+            log.error("the run directory cannot be put in order: %s", exc.message)
             return
         log.error("the run directory %s was deleted; made again, sockets bound again", self._directory)
         self._carry_out(self._core.tell_all(wire.Order("rebind")))

@@ -211,15 +211,19 @@ async def fill_disk(world: World, draw: random.Random) -> None:
     if world.disk is None:
         await _limit_files(world, seconds)
         return
-    filler = world.disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(65536))
-    with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
-        while True:
-            file.write(bytes(64))
+    filler = fill(world.disk)
     await asyncio.sleep(seconds)
     filler.unlink(missing_ok=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write a file until there is not one byte left; which file."""
+    filler = disk / "filler"
+    for size_bytes in (65536, 64):
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(size_bytes))
+    return filler
 
 
 async def _limit_files(world: World, seconds: float) -> None:
@@ -302,11 +306,11 @@ def plan(seed: int) -> Iterator[Planned]:
 
 
 @contextlib.contextmanager
-def small_disk(directory: Path) -> Iterator[Path | None]:
-    """A tmpfs of DISK_BYTES below the directory; None where mounting is not allowed."""
+def small_disk(directory: Path, size_bytes: int = DISK_BYTES) -> Iterator[Path | None]:
+    """A tmpfs below the directory; None where mounting is not allowed."""
     place = directory / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0755", "walled-chaos", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0755", "walled-chaos", str(place)]
     try:
         mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -101,6 +102,21 @@ def test_a_file_that_was_cut_is_set_aside_before_it_is_written_to(tmp_path: Path
     writer.close()
 
 
+def test_the_lock_file_has_its_disk_space_before_it_is_mapped(tmp_path: Path) -> None:
+    """A hole in it is SIGBUS on a full disk, for whoever comes first: a worker, or an application."""
+    CacheWriter(tmp_path, max_bytes=8 * MIB, max_entries=100).close()
+    lock = tmp_path / "lock.mdb"
+    size_bytes = lock.stat().st_size
+    assert lock.stat().st_blocks * 512 >= size_bytes > 65_000
+    with lock.open("wb") as file:
+        file.truncate(size_bytes)  # as LMDB makes it, all hole
+    assert lock.stat().st_blocks == 0
+    writer = CacheWriter(tmp_path, max_bytes=8 * MIB, max_entries=100)
+    assert writer.put_many([record(key_of("r", 1))], NOW_S) == 1
+    assert lock.stat().st_blocks * 512 >= lock.stat().st_size == size_bytes
+    writer.close()
+
+
 # --- the daemon ------------------------------------------------------------------------------------
 
 
@@ -120,6 +136,19 @@ def overwritten(directory: Path) -> None:
         file.write(b"\xa5" * size)
 
 
+def flipped(directory: Path) -> None:
+    """A bit in every page but the first, at places drawn with a seed."""
+    dice = random.Random(5)
+    size = (directory / "data.mdb").stat().st_size
+    with (directory / "data.mdb").open("r+b") as file:
+        for start in range(4096, size, 4096):
+            place = start + dice.randrange(4096)
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << dice.randrange(8)]))
+
+
 def replaced(directory: Path) -> None:
     other = directory / "other"
     other.write_bytes(b"not a cache" * 10_000)
@@ -131,7 +160,7 @@ def deleted(directory: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("fault", [truncated, emptied, overwritten, replaced, deleted])
+@pytest.mark.parametrize("fault", [truncated, emptied, overwritten, flipped, replaced, deleted])
 def test_a_daemon_whose_cache_is_destroyed_while_it_runs_answers_every_request(
     tmp_path: Path, fault: Callable[[Path], None]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,3 +75,15 @@ def test_a_process_that_is_gone_gives_no_samples() -> None:
     with a_child("") as child:
         child.wait(10)
     assert FamilyProbe(child.pid).sample() == []
+
+
+def test_a_prober_without_descriptors_sees_nobody_and_lives() -> None:
+    probe = FamilyProbe(os.getpid())
+    assert probe.sample()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert probe.sample() == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert probe.sample()

@@ -10,6 +10,8 @@ Traps this module holds shut (each has a test in tests/adapters/):
 - closing unmaps memory another thread may be copying from -> whoever reads or closes holds `lock`;
 - writemap dies by SIGBUS on a full disk -> off; metasync off loses at most the last commit;
 - pages past the end of a truncated file are SIGBUS -> a file shorter than LMDB says is never opened;
+- the lock file is mapped for writing and sparse: on a full disk its first use is SIGBUS, in the daemon and in
+  every client that takes a reader's slot -> all of it is allocated before it is mapped;
 - a file replaced underneath would be read for ever -> `verify` compares device, inode and size;
 - a read-only open needs write permission on the lock file -> data 0640, lock 0660.
 """
@@ -34,6 +36,8 @@ DATA_MODE: Final = 0o640
 LOCK_MODE: Final = 0o660
 MAX_READERS: Final = 1024
 """Reader slots, one per process; fixed by whoever opens first, so it is not a setting."""
+LOCK_BYTES: Final = 65_664
+"""Of a new lock file: what LMDB makes of MAX_READERS on 64-bit Linux."""
 FORK_WAIT_S: Final = 1.0
 CHECK_READERS_S: Final = 1.0
 """With a full reader table, dead readers are looked for this often: it costs a system call per reader."""
@@ -139,6 +143,7 @@ class Environment:
     def _open(self) -> None:
         if self._writable:
             self.directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            self._allocate_lock()
         else:
             # LMDB would create a missing lock file, owned by the wrong user.
             os.stat(self.directory / LOCK_FILE)
@@ -170,6 +175,18 @@ class Environment:
         self._seen = self._identity()
         self.generation += 1
         self.reading = (env.begin, self.answers)
+
+    def _allocate_lock(self) -> None:
+        """Give the lock file its disk space, or raise OSError; the size of one that is in use stays.
+
+        Closing it again would free this process's POSIX locks on it, so it must not be open here yet.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.directory / LOCK_FILE, flags, LOCK_MODE)
+        try:
+            os.posix_fallocate(fd, 0, os.fstat(fd).st_size or LOCK_BYTES)
+        finally:
+            os.close(fd)
 
     def _set_modes(self) -> None:
         """Undo the umask. Somebody else's files are left as they are: that somebody set them."""

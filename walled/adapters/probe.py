@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
+UNREADABLE = (psutil.Error, OSError)
+"""A process that has ended, or a prober that has no descriptor left to look with."""
+
 
 class ProcessSample(NamedTuple):
     """One process at one moment."""
@@ -36,7 +39,7 @@ class FamilyProbe:
         try:
             parent = psutil.Process(self._parent_pid)
             family = [parent, *parent.children()]
-        except psutil.Error:
+        except UNREADABLE:
             return []
         # A process that is known stays the same object; psutil compares pid and start time.
         self._known = {p.pid: self._known[p.pid] if self._known.get(p.pid) == p else p for p in family}
@@ -58,7 +61,7 @@ def _sample(process: psutil.Process) -> ProcessSample | None:
                 round(cpu.user + cpu.system, 3),
                 process.num_threads(),
             )
-    except psutil.Error:
+    except UNREADABLE:
         return None
 
 

@@ -199,6 +199,21 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
+def volunteer_for_oom(points: int) -> bool:
+    """When the machine runs out of memory, have the kernel end this process before its equals.
+
+    `points`: thousandths of the machine's memory this process counts as larger than it is. Whoever started
+    the daemon may have given more already; False where the kernel does not let us.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        if int(path.read_text()) < points:
+            path.write_text(str(points))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def give_freed_memory_back() -> bool:
     """Have glibc return to the system what Python has freed; False with another C library, or for nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

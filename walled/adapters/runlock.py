@@ -9,6 +9,7 @@ A second bind on an ipc path silently steals it, so the lock is taken before any
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -21,6 +22,7 @@ from walled.errors import BootError
 
 LOCK_NAME = "walled.lock"
 MANIFEST_NAME = "walled.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class AlreadyRunning(BootError):
@@ -65,8 +67,10 @@ class RunLock:
                 f"{f' (pid {holder})' if holder else ''}; stop it (walled-ctl stop) "
                 "or choose another daemon.run_dir"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        # On a full disk the lock holds all the same; only whoever meets it is not told whose it is. What is
+        # there already may be overwritten even then, so it is not cut before.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, os.pwrite(fd, b"%d\n" % os.getpid(), 0))
         return cls(directory, fd)
 
     def holds(self) -> bool:
@@ -83,8 +87,11 @@ class RunLock:
         old, self._fd = self._fd, fresh._fd
         os.close(old)
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest whole: a reader sees the old one or the new one. Raises BootError."""
+    def write_manifest(self, manifest: Manifest) -> bool:
+        """Replace the manifest whole: a reader sees the old one or the new one.
+
+        False on a full disk, which is worth a try later. Raises BootError for what will not pass by itself.
+        """
         path = self.directory / MANIFEST_NAME
         temporary = path.with_suffix(".json.new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -94,7 +101,12 @@ class RunLock:
             with os.fdopen(os.open(temporary, flags, 0o640), "wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
             temporary.replace(path)
+            return True
         except OSError as exc:
+            if exc.errno in FULL:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                return False
             raise BootError(f"{path}: cannot be written: {exc.strerror}; check daemon.run_dir") from None
 
     def remove_sockets(self, endpoints: Endpoints) -> None:
