@@ -691,6 +691,14 @@ def test_new_limits_hold_after_reconfigure(broker: RunningBroker) -> None:
     broker.operator.until(lambda: _is_too_large(client), "the new limit does not hold")
 
 
+def test_a_request_far_too_large_is_told_so_and_not_cut_off(broker: RunningBroker) -> None:
+    client = broker.client()
+    request_id = client.ask(b"x" * protocol.MAX_PAYLOAD_BYTES)
+    error = protocol.decode_header(protocol.ErrorHeader, client.ending(request_id).header)
+    assert error.code == "too_large"
+    assert client.events == [ConnectionEvent.UP]
+
+
 def _is_too_large(client: Client) -> bool:
     request_id = client.ask(b"x" * 2048, deadline_ms=50)
     error = protocol.decode_header(protocol.ErrorHeader, client.ending(request_id).header)

@@ -89,10 +89,10 @@ class BrokerProcess:
         self._phase: link.Phase = "starting"
         ends = cfg.endpoints(cfg.run_dir(self._config))
         self._max_payload = self._config.broker.max_payload_bytes
-        # A little above the cap, so that a request slightly too large is told so instead of cut off.
-        slack = self._max_payload + self._max_payload // 4 + 4096
         self._hub = Hub()
-        self._front = self._hub.router(ends.client, hwm=CLIENT_HWM, max_bytes=slack)
+        # The protocol's cap, not the configured one, which a reload may raise: ZeroMQ cuts the connection of
+        # whoever sends more and says nothing, and a caller would wait for its deadline instead of being told.
+        self._front = self._hub.router(ends.client, hwm=CLIENT_HWM, max_bytes=protocol.MAX_PAYLOAD_BYTES)
         self._back = self._hub.router(
             ends.worker, hwm=10_000, max_bytes=protocol.MAX_PAYLOAD_BYTES, mode=0o600
         )

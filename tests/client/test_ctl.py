@@ -118,6 +118,24 @@ def test_ask_reads_standard_input(daemon: FakeBroker) -> None:
     assert run("ask", text="also from a pipe\n").stdout == "also from a pipe\n"
 
 
+def test_an_empty_question_is_wrong_usage(daemon: FakeBroker) -> None:
+    for result in (run("ask", ""), run("ask", " \n"), run("ask", "-", text="\n")):
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "the question is empty" in result.stderr
+
+
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(daemon: FakeBroker) -> None:
+    for args in (["status"], ["--json", "status"], ["ask", "q"]):
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-c", "from walled_client.ctl.program import main; main()", *args],
+                stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=20,
+                check=False,
+            )  # fmt: skip
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines() == ["walled-ctl: standard output: No space left on device"]
+
+
 def test_ask_streams_when_told_to(daemon: FakeBroker) -> None:
     result = run("ask", "one two", "--stream")
     assert (result.exit_code, result.stdout) == (0, "one two\n")

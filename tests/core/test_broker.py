@@ -8,6 +8,7 @@ from broker_world import World
 from walled import errors, protocol
 from walled.core import events as ev
 from walled.core.invariants import story
+from walled.core.lanes import place
 from walled.core.record import Record
 from walled.protocol import FinalHeader
 
@@ -347,6 +348,17 @@ def test_unknown_model_names_the_known_ones(world: World) -> None:
     request = world.ask(model="nope")
     assert world.code(request) == "model_not_found"
     assert "known: m" in world.ending(request).header.message
+
+
+def test_the_name_of_a_place_is_no_name_of_a_model(world: World) -> None:
+    """A model at one backend has a lane of its own, which only routes may choose."""
+    (backend,) = {worker.backend for worker in world.broker.dispatcher.fleet.workers.values()}
+    assert place("m", backend) in world.broker.dispatcher.lanes
+    request = world.ask(model=place("m", backend))
+    assert world.code(request) == "model_not_found"
+    message = world.ending(request).header.message
+    assert message.endswith("known: m")
+    assert message.isprintable()
 
 
 def test_default_and_aliases_resolve() -> None:

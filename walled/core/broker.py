@@ -150,7 +150,7 @@ class Broker:
         dispatcher = self.dispatcher
         model = dispatcher.aliases.get(header.model, header.model)
         lane = dispatcher.lanes.get(model)
-        if lane is None:
+        if lane is None or "\0" in model:  # the places of a model at one backend are not for callers
             self._unknown_model(waiter, event)
             return
         key, chosen = event.key, event.plan
@@ -200,8 +200,8 @@ class Broker:
             else:
                 self._refuse(waiter, errors.Unavailable("the workers are starting", retry_after_s=1.0))
             return
-        known = ", ".join(sorted(self.dispatcher.lanes)) or "none"
-        self._fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model}; known: {known}"))
+        known = ", ".join(sorted(name for name in self.dispatcher.lanes if "\0" not in name)) or "none"
+        self._fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model!r}; known: {known}"))
 
     def _refusal(
         self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float

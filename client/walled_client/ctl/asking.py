@@ -87,10 +87,12 @@ def ask_verb(terminal: Terminal, /, question: str | None, stream: bool | None, *
     QUESTION "-" (or none, with piped input) is read from standard input. The answer goes to stdout; on a
     terminal, and always for a degraded answer, a line on stderr says where it came from.
     """
-    if question is None and sys.stdin.isatty():
+    piped = question in (None, "-") and sys.stdin is not None
+    if question is None and (not piped or sys.stdin.isatty()):
         raise click.UsageError("a question is needed, or text on standard input")
-    text = sys.stdin.read().strip() if question in (None, "-") else question
-    assert text is not None
+    text = sys.stdin.read().strip() if piped else question or ""
+    if not text.strip():
+        raise click.UsageError("the question is empty")
     fields: Any = _fields(**options)
     with terminal.client() as client:
         if (on_terminal() if stream is None else stream) and not terminal.json:

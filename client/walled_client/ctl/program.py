@@ -14,7 +14,7 @@ import click
 
 import walled
 from walled.errors import WalledError
-from walled_client.ctl.terminal import EXIT_INTERRUPTED, Terminal, fail, use_color
+from walled_client.ctl.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Terminal, fail, use_color
 
 EPILOG = """\b
 Exit codes:
@@ -173,4 +173,8 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stdout = None  # the reader left; flushing at exit would complain
         sys.exit(0)
+    except OSError as exc:
+        sys.stdout = None  # a full disk, say; what is left in its buffer cannot be written either
+        click.echo(f"walled-ctl: {exc.filename or 'standard output'}: {exc.strerror or exc}", err=True)
+        sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else 0)
