@@ -82,6 +82,16 @@ def test_a_window_that_is_no_number_is_unknown() -> None:
     assert inspect(made(ARCHITECTURE, pair(b"llama.context_length", 8, text(b"long")))).context_tokens == 0
 
 
+def test_the_longest_token_is_known_where_no_byte_of_a_text_is_lost() -> None:
+    tokens = pair(
+        b"tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + text(b"a") + text(b"abcd") + text(b"")
+    )
+    for kind, longest in ((b"gpt2", 4), (b"llama", 4), (b"bert", 0)):
+        tokenizer = pair(b"tokenizer.ggml.model", 8, text(kind))
+        assert inspect(made(ARCHITECTURE, tokenizer, tokens)).token_bytes == longest
+    assert inspect(made(ARCHITECTURE, tokenizer)).token_bytes == 0
+
+
 def test_a_big_file_is_known_by_size_header_and_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     small = inspect(made(ARCHITECTURE, data=4096)).digest
     monkeypatch.setattr(gguf, "FULL_HASH_BYTES", 1000)

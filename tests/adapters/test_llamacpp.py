@@ -112,6 +112,25 @@ def test_a_prompt_over_the_window(started: Started) -> None:
     assert "secretword" not in error.message
 
 
+def test_a_text_that_can_never_fit_costs_no_time(started: Started) -> None:
+    """Megabytes took the engine a second each, in a slot, and no cancel reached it."""
+    text = "secretword " * 700_000
+    prompts = [chat(text), pl.request_from({"kind": "generate", "prompt": text})]
+    began_s = time.monotonic()
+    for request in prompts:
+        error = started.seen.error(started.submit(request))
+        assert isinstance(error, ContextTooLong)
+        assert "1024" in error.message
+        assert "secretword" not in error.message
+    assert time.monotonic() - began_s < 0.5
+
+
+def test_what_templates_may_leave_out_is_not_held_against_a_caller(started: Started) -> None:
+    earlier = [{"role": "assistant", "content": "x " * 9000}, {"role": "user", "content": "x"}]
+    error = started.seen.error(started.submit(pl.request_from({"kind": "chat", "messages": earlier})))
+    assert "the prompt has" in error.message, "the engine itself counted"
+
+
 def test_cancel_during_prefill(started: Started) -> None:
     """Four long prompts keep the engine reading for a while; a cancel does not wait for that."""
     jobs = [started.submit(chat(f"{n} more and more words " * 110)) for n in range(SLOTS)]

@@ -46,6 +46,8 @@ class GgufInfo(NamedTuple):
     """The context the model was trained for; 0 when the file does not say."""
     pooling: bool
     """The file says how the vectors of a text's tokens become one (embedding models do)."""
+    token_bytes: int
+    """No token stands for more bytes of a text than this; 0 where the tokenizer may drop some of a text."""
     tensors: int
     digest: str
     """SHA-256 of the file, or of its size, header and samples (see FULL_HASH_BYTES)."""
@@ -75,7 +77,7 @@ class _Reader:
         return self.data[self.at - size : self.at]
 
     def value(self, kind: int) -> Any:
-        """A value; arrays are skipped and come back as None."""
+        """A value; arrays are skipped, and one of texts comes back as the length of the longest."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -83,6 +85,8 @@ class _Reader:
         if kind != _ARRAY:
             raise ValueError(f"unknown value type {kind}")
         kind, count = self.scalar("I"), self.scalar("Q")
+        if kind == _STRING:
+            return max((len(self.raw()) for _ in range(count)), default=0)
         if kind in _SCALARS:
             self.at += struct.calcsize("<" + _SCALARS[kind]) * count
             if self.at > len(self.data):
@@ -152,9 +156,18 @@ def _inspect(path: Path, data: mmap.mmap) -> GgufInfo:
         chat_template=str(known.get("tokenizer.chat_template") or ""),
         context_tokens=window if isinstance(window, int) else 0,
         pooling=f"{architecture}.pooling_type" in known,
+        token_bytes=_token_bytes(known),
         tensors=tensors,
         digest=_digest(data, begin),
     )
+
+
+def _token_bytes(known: dict[str, Any]) -> int:
+    longest = known.get("tokenizer.ggml.tokens")
+    # As the file spells them, tokens are never shorter than what they stand for (BPE maps bytes to characters
+    # of one or two, SentencePiece a space to three). Others replace whole words they do not know.
+    keeps_all = known.get("tokenizer.ggml.model") in ("gpt2", "llama")
+    return longest if keeps_all and isinstance(longest, int) else 0
 
 
 def _tensor_end(reader: _Reader) -> int:

@@ -7,6 +7,8 @@ What was found by trying, and is held here:
 - A job queued inside the engine cannot be cancelled, so there are never more jobs than its slots. A job in
   prefill can: `return_progress` calls back after every batch, and a callback that returns True stops the job
   and frees its slot within one batch.
+- Taking a text apart into tokens is part of the call that hands a job in, takes a second for a megabyte and
+  cannot be cancelled: a text that can never fit is refused before.
 - An exception in a callback is swallowed by the engine and looks like an answer cut short: ours never raises.
 - Errors come as ValueError, RuntimeError, or as a returned or streamed {"error": ...}.
 - It always opens an HTTP listener: ours listens on a unix socket whose name is removed at once and asks for
@@ -49,7 +51,7 @@ from walled.errors import (
     InternalError,
     WalledError,
 )
-from walled.payload import Options
+from walled.payload import Options, Request
 from walled.protocol import ModelInfo
 
 BUILT_IN_MODEL = "walled-demo.gguf"
@@ -82,6 +84,7 @@ class LlamaCppBackend:
         self._emit: Emit = _nobody
         self._defaults = Options() if config.model_path else BUILT_IN_OPTIONS
         self._info = ModelInfo(name="", digest="")
+        self._token_bytes = 0
         self._runs: dict[int, _Run] = {}
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
@@ -102,6 +105,7 @@ class LlamaCppBackend:
             # The engine caps a slot's window at what the model was trained for; more would be memory unused.
             window = min(self._config.context_tokens, header.context_tokens or self._config.context_tokens)
             self._info = self._describe(path, header, window)
+            self._token_bytes = header.token_bytes
             self._server = self._load(path, header, window)
         self._threads = [
             threading.Thread(target=self._work, name=f"llama {index}", daemon=True)
@@ -115,6 +119,7 @@ class LlamaCppBackend:
     def submit(self, job: Job) -> None:
         try:
             require(job.request, self._info)
+            self._check_fits(job.request)
         except WalledError as error:
             self._emit(Failed(job.job_id, error))
             return
@@ -230,6 +235,21 @@ class LlamaCppBackend:
             raise BootError(f"{path}: the model does not answer: {reply['error'].get('message', '')[:200]}")
 
     # --- jobs ---
+
+    def _check_fits(self, request: Request) -> None:
+        """Raises ContextTooLong for a text that needs more tokens than the window has, however it is cut.
+
+        Only what users wrote counts: templates may leave out parts of earlier answers.
+        """
+        window = self._info.context_tokens
+        most = self._token_bytes * window
+        texts = [*request.input, request.prompt, *(m.content for m in request.messages if m.role == "user")]
+        size = max(map(len, texts))
+        if most and size > most:
+            raise ContextTooLong(
+                f"a text of {size} characters has more tokens than the context window, {window}; shorten it, "
+                "or raise context_tokens as far as the model was trained for"
+            )
 
     def _work(self) -> None:
         while (run := self._queue.get()) is not None:
