@@ -61,7 +61,7 @@ _context_option = click.option(
 @click.command(
     "ask",
     cls=Verb,
-    epilog="Example: walled-ctl ask 'How much is the lamp?' --system $'Item: lamp\\nPrice: 10 EUR'",
+    epilog="Example: walled-ctl ask 'How much is it?' --system 'Item: lamp. Price: 10 EUR'",
 )
 @click.argument("question", required=False)
 @click.option("--system", help="System prompt.")
@@ -121,7 +121,7 @@ def _show(stream: Stream | ConversationStream, terminal: Terminal) -> Reply:
         return stream.reply
 
 
-@click.command("chat", cls=Verb, epilog="Example: walled-ctl chat --system $'Item: bike\\nPrice: 80 EUR'")
+@click.command("chat", cls=Verb, epilog="Example: walled-ctl chat --system 'Item: bike. Price: 80 EUR'")
 @click.option("--system", default="", help="System prompt.")
 @click.option("--model", help="Model name or alias [default: the daemon's].")
 @click.option("--temperature", type=float)
