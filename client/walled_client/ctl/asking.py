@@ -61,7 +61,7 @@ _context_option = click.option(
 @click.command(
     "ask",
     cls=Verb,
-    epilog="Example: walled-ctl ask 'How much is it?' --system 'Item: lamp. Price: 10 EUR'",
+    epilog="Example: walled-ctl ask 'How much?' --system 'Item: lamp. Price: 10 EUR'",
 )
 @click.argument("question", required=False)
 @click.option("--system", help="System prompt.")
