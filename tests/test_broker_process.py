@@ -281,7 +281,7 @@ def test_a_refusal_names_the_request_it_refuses(broker: RunningBroker) -> None:
 
 def test_a_frame_over_the_sockets_cap_costs_its_sender_the_connection(broker: RunningBroker) -> None:
     client, other = broker.client(), broker.client()
-    client.send_raw(changed(4, b"x" * 1024 * 1024))
+    client.send_raw(changed(4, b"x" * (protocol.MAX_PAYLOAD_BYTES + 1)))
     client.until(lambda: ConnectionEvent.DOWN in client.events, "the connection was not closed")
     broker.worker().ready()
     request_id = other.ask(model="unknown")
