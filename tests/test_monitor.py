@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from walled_client import Client
 from walled_client.subscriber import Subscriber
+from walled_client.telling import MAX_PENDING
 
 from walled import config as configuration
 from walled import protocol
 from walled.adapters import process
+from walled.adapters.datagrams import Pen
 from walled.adapters.sockets import Hub, Poller, Port
+from walled.core.registry import MAX_APP_FAMILIES
+from walled.errors import BadRequest
 from walled.link import Order, Spawn, Status
 
 pytestmark = pytest.mark.process
@@ -186,12 +191,45 @@ def test_families_are_published_and_questions_answered(monitor: Fixture) -> None
     assert "metrics.list" in ask(monitor, op="nonsense")["error"]["message"]
 
 
-def test_a_client_can_only_tell_of_its_own_metrics(monitor: Fixture) -> None:
+def test_a_client_tells_what_is_its_own_and_nothing_else(tmp_path: Path, monitor: Fixture) -> None:
+    monitor.tell(protocol.pack_map({"from": "broker", "models": {"m": "m"}}))
+    published(monitor.subscribe(b"metric.counters"), lambda m: m["deltas"] == 1)
     port = monitor.subscribe(b"metric.walled_app_carts")
+    pen, junk = Pen(), [b"", b"\xc1", b"x" * 70_000, protocol.pack_map({"counts": 7})]
+    for data in junk:
+        pen.send(monitor.ends.tell, data)
     told = {"series": [["walled_queue_bytes", [], 7]], "app": [["carts", {"shop": "a"}, 3, "gauge"]]}
-    monitor.tell(protocol.pack_map({"from": "client", **told}))
+    counts = {"counts": [["served", "m", "cache", "", 4]]}
+    assert pen.send(monitor.ends.tell, protocol.pack_map(told | counts))
     assert published(port)["series"] == [{"labels": {"shop": "a"}, "value": 3.0}]
-    assert ask(monitor, op="dashboard")["metrics"]["walled_queue_bytes"] == []
+    dashboard = ask(monitor, op="dashboard")
+    assert dashboard["metrics"]["walled_queue_bytes"] == []
+    (row,) = dashboard["totals"]["walled_requests_total"]
+    assert (row["labels"], row["value"]) == ({"model": "m", "outcome": "ok", "source": "cache"}, 4)
+    assert dashboard["totals"]["walled_metrics_refused_total"][0]["value"] >= 3
+    assert os.stat(tmp_path / "tell.sock").st_mode & 0o777 == 0o660
+
+
+def test_a_client_program_is_heard_from_its_first_value_to_its_last(tmp_path: Path, monitor: Fixture) -> None:
+    port = monitor.subscribe(b"metric.walled_app_")
+    with Client(run_dir=tmp_path) as client:
+        client.metric("carts", 3, {"shop": "a"})
+        assert published(port)["series"] == [{"labels": {"shop": "a"}, "value": 3.0}]
+        for _ in range(100_000):  # a flood: added up, sent once a second
+            client.metric("sold_total", 1, kind="counter")
+        client.metric("carts", 4, {"shop": "a"})
+        message = published(port, lambda m: m["name"] == "walled_app_carts")
+        assert message["series"][0]["value"] == 4.0, "sent by itself within a second"
+        for number in range(MAX_PENDING + 10):
+            client.metric(f"many_{number}", number)
+        assert client.counters()["metrics_dropped"] >= 10
+        for name, value, labels in (("Bad", 1, {}), ("n", float("nan"), {}), ("n", 1, {"a": "x" * 81})):
+            with pytest.raises(BadRequest, match=r"^metric '"):
+                client.metric(name, value, labels)
+    sold = b"metric.walled_app_sold_total"
+    published(port, lambda m: m["topic"] == sold and m["series"][0]["value"] == 100_000)
+    series = ask(monitor, op="metrics.list")["metrics"]
+    assert sum(row["name"].startswith("walled_app_") for row in series) == MAX_APP_FAMILIES
 
 
 def test_history_survives_a_restart_and_a_broken_state_begins_anew(tmp_path: Path, monitor: Fixture) -> None:

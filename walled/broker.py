@@ -496,15 +496,11 @@ class BrokerProcess:
             "queue_bytes": core.dispatcher.queued_bytes,
             **self._relief.gauges(),
         }
-        lanes, aliases = core.dispatcher.lanes, core.dispatcher.aliases
-
-        def label(model: str) -> str:
-            model = aliases.get(model, model)
-            return model if model in lanes or model in core.dispatcher.metas else measured.UNKNOWN
-
-        parts = measured.summed(core.measurements, label, core.unmeasured)
+        models = standing.names(core)
+        parts = measured.summed(core.measurements, models, core.unmeasured)
         parts["series"] += standing.series(core, self._config.enabled_backends(), time.monotonic())
-        delta = protocol.pack_map({"from": "broker", "counters": changes, "gauges": gauges, **parts})
+        parts |= {"counters": changes, "gauges": gauges, "models": models}
+        delta = protocol.pack_map({"from": "broker", **parts})
         if self._deltas.send([delta]):
             self._told = total
             core.measurements, core.unmeasured = [], 0

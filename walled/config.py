@@ -327,6 +327,8 @@ class Endpoints(msgspec.Struct, frozen=True):
     """PUB of the monitor."""
     monitor: str
     """ROUTER of the monitor: questions about metrics and history."""
+    tell: str
+    """Not ZeroMQ's: a Unix datagram socket of the monitor, for what clients tell it."""
 
 
 def endpoints(directory: Path) -> Endpoints:

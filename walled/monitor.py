@@ -22,6 +22,7 @@ from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
 from walled.adapters.descriptors import Door
+from walled.adapters.datagrams import MAX_BYTES, Letterbox
 from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
 from walled.adapters.scrape import ScrapeServer
@@ -85,6 +86,9 @@ class Monitor:
         self._metrics = self._hub.publisher(addresses.metrics)
         self._questions = self._hub.router(addresses.monitor, hwm=100, max_bytes=64 * 1024)
         self._doors = [Door(addresses.metrics), Door(addresses.monitor)]
+        self._told = Letterbox(addresses.tell)
+        self._models: dict[str, str] = {}
+        """What models are asked for as -> what they are called: of the broker."""
         self.verbs: dict[str, Verb] = {
             "metrics.list": self._metrics_list,
             "metrics.values": self._metrics_values,
@@ -93,7 +97,8 @@ class Monitor:
             "stats": self._stats,
             **self._judgement.verbs,
         }
-        self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], [link.fileno()])
+        ports = [self._deltas, self._metrics, self._questions]
+        self._poller = sockets.Poller(ports, [link.fileno(), self._told.fileno()])
         port, variable = self._config.monitor.prometheus_port, self._config.monitor.prometheus_token_env
         token = os.environ.get(variable, "") if variable else ""
         if port and variable and not token:
@@ -128,6 +133,7 @@ class Monitor:
             self._poller.wait(max(0.0, due_s - now_s))
             self._take_orders()
             self._take_deltas()
+            self._take_told()
             self._greet_subscribers()
             self._take_questions()
         self._save()
@@ -139,6 +145,7 @@ class Monitor:
         if self._scrape is not None:
             self._scrape.close()
         self._judgement.close()
+        self._told.close()
         self._hub.close()
 
     def _watch_the_doors(self) -> None:
@@ -160,6 +167,7 @@ class Monitor:
             elif message.op == "rebind":
                 for port in (self._deltas, self._metrics, self._questions):
                     port.bind_again()
+                self._rebind_told()
             elif message.op == "remedy":
                 gc.collect()
                 process.give_freed_memory_back()
@@ -167,6 +175,11 @@ class Monitor:
                 readings.tree(self._registry, message.tree)
             elif message.op == "reconfigure":
                 self._reconfigure(configuration.from_plain(message.config))
+
+    def _rebind_told(self) -> None:
+        self._told.bind_again()
+        ports = [self._deltas, self._metrics, self._questions]
+        self._poller = sockets.Poller(ports, [self._link.fileno(), self._told.fileno()])
 
     def _reconfigure(self, config: Config) -> None:
         self._config = config
@@ -182,17 +195,24 @@ class Monitor:
                 self._counters.refused += 1
                 self._registry.increase("walled_metrics_refused_total", 1)
                 continue
+            self._counters.apply(delta)
             source, own, gauges = delta.get("from"), delta.get("counters"), delta.get("gauges")
-            if source == "client":
-                # Anybody may send these: nothing but the application's own families.
-                delta = {"app": delta.get("app", [])}
-            else:
-                self._counters.apply(delta)
-            if isinstance(source, str) and source != "client":
+            if isinstance(source, str):
                 readings.counters(self._registry, source, own if isinstance(own, dict) else {})
                 if source == "broker" and isinstance(gauges, dict):
                     readings.gauges(self._registry, gauges)
+                if source == "broker" and isinstance(delta.get("models"), dict):
+                    self._models = delta["models"]
             self._registry.apply(delta)
+
+    def _take_told(self) -> None:
+        for data in self._told.receive(200):
+            try:
+                message = protocol.unpack_map(data, MAX_BYTES)
+            except ProtocolError:
+                self._registry.increase("walled_metrics_refused_total", 1)
+                continue
+            readings.told_by_client(self._registry, message, self._models)
 
     def _greet_subscribers(self) -> None:
         for parts in self._metrics.receive():

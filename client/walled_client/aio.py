@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from walled.errors import BadRequest, Cancelled, DeadlineExceeded, StreamInterrupted, Unavailable, WalledError
 from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
@@ -24,6 +24,7 @@ from walled_client.discovery import Place, find, place_of
 from walled_client.exchange import Call
 from walled_client.local import LocalCache
 from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
+from walled_client.telling import Teller
 
 
 class AsyncShared:
@@ -37,6 +38,9 @@ class AsyncShared:
         self._connect_timeout_s = connect_timeout_s
         self.cache = LocalCache(run_dir) if local else None
         self.offline = offline.Offline(self.cache) if self.cache else None
+        self.teller = Teller(run_dir, self.cache.counted if self.cache else dict)
+        if self.cache is not None:
+            self.cache.stir = self.teller.stir
         self._wire: AsyncWire | None = None
         self._monitor: AsyncWire | None = None
         self._inherited: list[AsyncWire] = []
@@ -75,7 +79,8 @@ class AsyncShared:
 
     def counters(self) -> dict[str, int]:
         hits = self.cache.hits if self.cache else 0
-        return {"local_hits": hits, **(self._wire.exchange.counters if self._wire else {})}
+        dropped = {"metrics_dropped": self.teller.dropped} if self.teller.dropped else {}
+        return {"local_hits": hits, **(self._wire.exchange.counters if self._wire else {}), **dropped}
 
     async def close(self) -> None:
         self.closed = True
@@ -85,6 +90,7 @@ class AsyncShared:
                     await wire.close()
                 else:
                     wire.drop()
+        self.teller.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -211,6 +217,17 @@ class AsyncClient:
         """As Client.stats."""
         question = {"op": "stats", "window_s": window_s, "model": model}
         return await self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
+
+    def metric(
+        self,
+        name: str,
+        value: float,
+        labels: Mapping[str, str] | None = None,
+        *,
+        kind: Literal["gauge", "counter"] = "gauge",
+    ) -> None:
+        """As Client.metric; it never waits, so there is nothing to await."""
+        self._shared.teller.metric(name, value, labels, kind)
 
     def in_flight(self) -> list[str]:
         """Request ids of this client's open calls."""

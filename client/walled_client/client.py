@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from walled.errors import BadRequest, DeadlineExceeded, StreamInterrupted, Unavailable, WalledError
 from walled.protocol import CachePolicy, ControlRequest, Mode, Priority
@@ -21,6 +21,7 @@ from walled_client.discovery import Place, find, place_of
 from walled_client.exchange import Call
 from walled_client.local import LocalCache
 from walled_client.results import Accepted, Embedding, Reply, StreamChunk, embedding_of
+from walled_client.telling import Teller
 from walled_client.wire import Waiter, Wire
 
 
@@ -35,6 +36,9 @@ class Shared:
         self._connect_timeout_s = connect_timeout_s
         self.cache = LocalCache(run_dir) if local else None
         self.offline = offline.Offline(self.cache) if self.cache else None
+        self.teller = Teller(run_dir, self.cache.counted if self.cache else dict)
+        if self.cache is not None:
+            self.cache.stir = self.teller.stir
         self._closing = threading.Event()
         self._wires: dict[int, Wire] = {}
         """By process id: after a fork the child opens its own and leaves the parent's alone."""
@@ -74,7 +78,8 @@ class Shared:
     def counters(self) -> dict[str, int]:
         wire = self._wires.get(os.getpid())
         hits = self.cache.hits if self.cache else 0
-        return {"local_hits": hits, **(wire.exchange.counters if wire else {})}
+        dropped = {"metrics_dropped": self.teller.dropped} if self.teller.dropped else {}
+        return {"local_hits": hits, **(wire.exchange.counters if wire else {}), **dropped}
 
     def close(self) -> None:
         self.closed = True
@@ -83,6 +88,7 @@ class Shared:
             wire = wires.get(os.getpid())
             if wire is not None:
                 wire.close()
+        self.teller.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -204,6 +210,21 @@ class Client:
         is what this client counted. `model`: only of this one."""
         question = {"op": "stats", "window_s": window_s, "model": model}
         return self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
+
+    def metric(
+        self,
+        name: str,
+        value: float,
+        labels: Mapping[str, str] | None = None,
+        *,
+        kind: Literal["gauge", "counter"] = "gauge",
+    ) -> None:
+        """Publish a number of the application as `walled_app_NAME`, beside walled's own (docs/metrics.md).
+
+        Never waits, also with no daemon; sent at most once a second. `kind`: of a gauge the last value
+        counts, to a counter the values are added. Raises BadRequest for a name, label or value out of bounds.
+        """
+        self._shared.teller.metric(name, value, labels, kind)
 
     def in_flight(self) -> list[str]:
         """Request ids of this client's open calls, all threads together."""

@@ -35,6 +35,8 @@ class Place(msgspec.Struct, frozen=True):
     """The monitor's socket for questions."""
     metrics: str
     """Where the monitor publishes."""
+    tell: str
+    """Where clients tell it what they counted."""
     cache_dir: Path
     run_dir: Path
 
@@ -57,6 +59,7 @@ def find(run_dir: str | Path | None = None) -> Place:
         control=manifest.endpoints.get("control") or usual.control,
         monitor=usual.monitor,
         metrics=usual.metrics,
+        tell=usual.tell,
         cache_dir=cache_dir,
         run_dir=directory,
     )

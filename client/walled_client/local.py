@@ -7,12 +7,15 @@ May not: sending anything.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from walled.adapters.cache import CacheReader
+from walled.core.measured import lookups
 from walled.core.policy import Plan, plan, wants_refresh
 from walled.errors import NotCached
 from walled.payload import key_hasher, scope, unpack_answer
@@ -30,6 +33,10 @@ LOOK_AGAIN_S = 1.0
 """How often the run directory is asked again where the cache is, while it is not found."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class LocalCache:
     """Lookups in the cache of one daemon. Thread-safe, and safe after a fork, because CacheReader is."""
 
@@ -44,7 +51,12 @@ class LocalCache:
         """Plans depend on nothing else of a model than its policy."""
         self._hashers: dict[tuple[str, bytes], Any] = {}
         """The beginnings of keys, by namespace and fingerprint: half the cost of a key."""
-        self.hits = 0
+        self._hits: dict[str, int] = {}
+        """Fresh answers, by model as it was asked for."""
+        self._lesser: Counter[tuple[str, str, str]] = Counter()
+        """Answers of offline.py: (model, source, "degraded" or "")."""
+        self.stir: Callable[[], None] = _nothing
+        """Called about once a second while there are lookups: telling.py."""
         self.first = True
         """A mode of the published ladder may put templates first (offline.py); looked at anew each second."""
         self._first_checked_s = 0.0
@@ -84,6 +96,7 @@ class LocalCache:
         now_s = time.time()
         if now_s - self._first_checked_s >= 1.0:
             self._first_checked_s, self.first = now_s, True
+            self.stir()
         record = reader.get(key, now_s)
         if record is None or now_s >= record.fresh_until_s:  # get() has dropped what is dead
             if what.only:
@@ -93,7 +106,8 @@ class LocalCache:
             answer = unpack_answer(record.answer)
         except (msgspec.DecodeError, RecursionError):
             return None
-        self.hits += 1
+        hits = self._hits
+        hits[settings.model] = hits.get(settings.model, 0) + 1
         elapsed_ms = (time.perf_counter() - started_s) * 1000
         age_s = now_s - record.created_s
         reply = Reply(
@@ -121,6 +135,26 @@ class LocalCache:
         hasher = self._hasher((namespace, meta.fingerprint)).copy()
         hasher.update(asked.payload)
         return bytes(hasher.digest())
+
+    @property
+    def hits(self) -> int:
+        """Fresh answers given."""
+        return sum(list(self._hits.values()))
+
+    def answered(self, asked: Asked, source: str, *, degraded: bool) -> None:
+        """An answer other than a fresh one was given in this process."""
+        self._lesser[asked.settings.model, source, "degraded" if degraded else ""] += 1
+        self.stir()
+
+    def counted(self) -> dict[tuple[str, ...], int]:
+        """Totals so far, as telling.py takes them."""
+        reader = self._reader
+        found: dict[tuple[str, ...], int] = {
+            ("served", model, "cache", ""): count for model, count in list(self._hits.items())
+        }
+        found |= {("served", *key): count for key, count in list(self._lesser.items())}
+        results = {name.partition(".")[2]: count for name, count in lookups(reader).items()}
+        return found | {("lookup", result): count for result, count in results.items() if count}
 
     def refresh_failed(self, key: bytes) -> None:
         """The renewal was not sent: a later hit may try again, but not at once."""

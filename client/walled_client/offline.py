@@ -88,7 +88,9 @@ class Offline:
                 return None
             if tp.matches(templates, unpack_request(asked.payload)) not in rules.hybrid_intents:
                 return None
-        return self._template(templates, asked, started_s, "", only_intents=mode == "hybrid")
+        return self._counted(
+            asked, self._template(templates, asked, started_s, "", only_intents=mode == "hybrid")
+        )
 
     def instead(self, asked: Asked, error: WalledError, started_s: float) -> Reply | None:
         """A lesser answer in place of an error, marked as such: stale, else a template; None: neither."""
@@ -98,10 +100,15 @@ class Offline:
         if mode != "template_only" and rules.stale:
             reply = self._stale(asked, error.code, started_s)
             if reply is not None:
-                return reply
+                return self._counted(asked, reply)
         if mode == "ai_only" or templates is None or not rules.templates:
             return None
-        return self._template(templates, asked, started_s, error.code)
+        return self._counted(asked, self._template(templates, asked, started_s, error.code))
+
+    def _counted(self, asked: Asked, reply: Reply | None) -> Reply | None:
+        if reply is not None:
+            self._cache.answered(asked, reply.source, degraded=reply.degraded)
+        return reply
 
     def _templates(self) -> tp.TemplateSet | None:
         packed = self._cache.reader.templates()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.core.broker_world import World
 from walled.core import readings, standing
 from walled.core.registry import Registry
@@ -91,3 +93,43 @@ def test_the_broker_as_it_stands() -> None:
     assert values(registry, "walled_workers_live") == {("script",): 1, ("other",): 0}
     assert values(registry, "walled_worker_heartbeat_age_seconds") == {("0",): 3.0}
     assert registry.value("walled_metrics_refused_total", {}) is None
+
+
+def test_what_a_client_tells_is_bounded_whatever_it_says() -> None:
+    registry = Registry()
+    told = {
+        "counts": [
+            ["served", "alias", "cache", "", 5],
+            ["served", "alias", "stale", "degraded", 2],
+            ["served", "made up", "cache", "", 1],
+            ["lookup", "hit", 7],
+            ["lookup", "nonsense", 1],
+            ["served", "alias", "model", "", 1],
+            ["served", "alias", "cache", "", -3],
+            ["served", "alias", "cache", "", True],
+            "junk",
+            *[["lookup", "miss", 1]] * 200,
+        ],
+        "dropped": 4,
+        "app": [["carts", {"shop": "a"}, 3, "gauge"], ["Bad", {}, 1, "gauge"]],
+        "series": [["walled_queue_bytes", [], 7]],
+    }
+    readings.told_by_client(registry, told, {"alias": "m"})
+    assert values(registry, "walled_requests_total") == {
+        ("m", "ok", "cache"): 5,
+        ("m", "ok", "stale"): 2,
+        ("unknown", "ok", "cache"): 1,
+    }
+    assert values(registry, "walled_requests_degraded_total") == {("m",): 2}
+    assert values(registry, "walled_cache_lookups_total") == {("client", "hit"): 7, ("client", "miss"): 91}
+    assert values(registry, "walled_measurements_dropped_total") == {("client",): 4}
+    assert values(registry, "walled_app_carts") == {("a",): 3}
+    assert values(registry, "walled_queue_bytes") == {}
+    assert registry.value("walled_metrics_refused_total", {}) == 5 + 109 + 1
+
+
+@pytest.mark.parametrize("junk", [{"counts": 3}, {"app": {}}, {"dropped": -1}, {"dropped": "x"}])
+def test_nonsense_of_a_client_is_counted(junk: dict[str, Any]) -> None:
+    registry = Registry()
+    readings.told_by_client(registry, junk, {})
+    assert registry.value("walled_metrics_refused_total", {}) == 1

@@ -18,7 +18,7 @@ def final(source: str = "backend", **phases: float) -> FinalHeader:
 
 def told(*endings: tuple[Any, ...], lost: int = 0) -> Registry:
     registry = Registry()
-    registry.apply(summed(endings, lambda model: model if model == "m" else "unknown", lost))
+    registry.apply(summed(endings, {"m": "m"}, lost))
     assert registry.value("walled_metrics_refused_total", {}) is None
     return registry
 

@@ -8,7 +8,7 @@ An ending costs one tuple; everything else is done here, once for many.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from walled import protocol
@@ -30,8 +30,8 @@ class Ending(NamedTuple):
     ended_s: float
 
 
-def summed(endings: Iterable[tuple[Any, ...]], model_of: Callable[[str], str], lost: int) -> dict[str, Any]:
-    """{"series", "observations"}. `model_of`: the label of a model, one of few whatever was asked for."""
+def summed(endings: Iterable[tuple[Any, ...]], models: Mapping[str, str], lost: int) -> dict[str, Any]:
+    """{"series", "observations"}. `models`: asked-for name -> label, one of few whatever was asked for."""
     totals: Counter[tuple[str, tuple[str, ...]]] = Counter()
     observed: dict[tuple[str, tuple[str, ...]], list[float]] = {}
 
@@ -44,7 +44,7 @@ def summed(endings: Iterable[tuple[Any, ...]], model_of: Callable[[str], str], l
             lost += 1
 
     for asked, kind, outcome, header, arrived_s, ended_s in endings:
-        model = model_of(asked)
+        model = models.get(asked, UNKNOWN)
         answered = kind == protocol.FINAL
         source = outcome if answered else "none"
         totals["walled_requests_total", (model, "ok" if answered else outcome, source)] += 1

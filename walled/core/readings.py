@@ -61,6 +61,43 @@ def gauges(registry: Registry, found: Mapping[str, Any]) -> None:
             registry.set(_GAUGES[kind], float(value), label)
 
 
+MAX_TOLD = 100
+"""Entries taken from one message of a client."""
+
+
+def told_by_client(registry: Registry, message: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    """Answers in a client's own process and metrics of its application. Anybody may send these: nothing but
+    these families, labels that are known (`models`: asked-for name -> label), sums that are possible."""
+    counts, app, dropped = message.get("counts", []), message.get("app", []), message.get("dropped", 0)
+    if not isinstance(counts, list) or not isinstance(app, list) or not _countable(dropped):
+        registry.increase("walled_metrics_refused_total", 1)
+        return
+    registry.increase("walled_metrics_refused_total", max(0, len(counts) - MAX_TOLD))
+    for entry in counts[:MAX_TOLD]:
+        match entry:
+            case ["served", str(asked), "cache" | "stale" | "template" as source, str(lesser), count] if (
+                _countable(count)
+            ):
+                model = models.get(asked, "unknown")
+                registry.increase("walled_requests_total", count, model, "ok", source)
+                if lesser:
+                    registry.increase("walled_requests_degraded_total", count, model)
+            case ["lookup", "hit" | "stale" | "miss" | "corrupt" | "error" as result, count] if _countable(
+                count
+            ):
+                registry.increase("walled_cache_lookups_total", count, "client", result)
+            case _:
+                registry.increase("walled_metrics_refused_total", 1)
+    if dropped:
+        registry.increase("walled_measurements_dropped_total", dropped, "client")
+    registry.apply({"app": app[:MAX_TOLD]})
+    registry.increase("walled_metrics_refused_total", max(0, len(app) - MAX_TOLD))
+
+
+def _countable(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
 STATES = ("starting", "loading", "ready", "draining", "stopping", "failed", "drained", "waiting")
 
 

@@ -22,6 +22,8 @@ from walled.core.sketch import Sketch, SketchWindow
 
 GAUGE_LIFE_S = 30.0
 """A gauge nobody has set for so long belongs to somebody who is gone."""
+APP_GAUGE_LIFE_S = 600.0
+"""Applications say what they know when it changes."""
 MAX_APP_FAMILIES = 100
 MAX_APP_SERIES = 50
 MAX_APP_LABELS = 4
@@ -99,7 +101,8 @@ class Registry:
         for name, family in self._families.items():
             if family.kind == "gauge" and name != "walled_build_info":
                 table = self._series[name]
-                for key in [k for k, s in table.items() if now_s - s.set_s > GAUGE_LIFE_S]:
+                life_s = APP_GAUGE_LIFE_S if name.startswith(APP_PREFIX) else GAUGE_LIFE_S
+                for key in [k for k, s in table.items() if now_s - s.set_s > life_s]:
                     del table[key]
 
     def set(self, name: str, value: float, *labels: str) -> None:
@@ -218,18 +221,9 @@ class Registry:
         return True
 
     def _app_entry(self, entry: list[Any]) -> bool:
-        if len(entry) != 4 or not (isinstance(entry[0], str) and _APP_NAME.match(entry[0])):
+        if len(entry) != 4 or app_problem(entry[0], entry[1], entry[2], entry[3]):
             return False
         name, labels, value, kind = entry
-        if kind not in ("gauge", "counter") or not _sound(value) or (kind == "counter" and value < 0):
-            return False
-        if not isinstance(labels, dict) or len(labels) > MAX_APP_LABELS:
-            return False
-        for label, text in labels.items():
-            if not (isinstance(label, str) and _LABEL_NAME.match(label) and isinstance(text, str)):
-                return False
-            if len(text) > MAX_VALUE_CHARS:
-                return False
         full = APP_PREFIX + name
         names = tuple(sorted(labels))
         family = self._families.get(full)
@@ -306,3 +300,23 @@ def series_key(name: str, labels: Labels) -> str:
 
 def _sound(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def app_problem(name: Any, labels: Any, value: Any, kind: Any) -> str:
+    """What is wrong with a value of an application's metric; empty when nothing is."""
+    if not (isinstance(name, str) and _APP_NAME.match(name)):
+        return "a name is of lower-case letters, digits and _, at most 80, and begins with a letter"
+    if kind not in ("gauge", "counter"):
+        return "a metric is a gauge (the last value counts) or a counter (values are added)"
+    if not _sound(value):
+        return "a value is a finite number"
+    if kind == "counter" and value < 0:
+        return "a counter only grows: a negative value cannot be added"
+    if not isinstance(labels, dict) or len(labels) > MAX_APP_LABELS:
+        return f"at most {MAX_APP_LABELS} labels, as a mapping of texts"
+    for label, text in labels.items():
+        if not (isinstance(label, str) and _LABEL_NAME.match(label)):
+            return f"label {str(label)[:40]!r}: lower-case letters, digits and _, at most 40"
+        if not isinstance(text, str) or len(text) > MAX_VALUE_CHARS:
+            return f"label {label}: a text of at most {MAX_VALUE_CHARS} characters is needed"
+    return ""

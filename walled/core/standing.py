@@ -15,6 +15,14 @@ Entry = list[Any]
 """[family, [label values], value], as core/registry.py takes it."""
 
 
+def names(broker: Broker) -> dict[str, str]:
+    """What models may be asked for as -> what they are called."""
+    dispatcher = broker.dispatcher
+    known = {name: name for name in (*dispatcher.metas, *broker.config.routes)}
+    known |= {name: lane.model for name, lane in dispatcher.lanes.items()}
+    return known | {alias: name for alias, name in dispatcher.aliases.items() if name in known}
+
+
 def series(broker: Broker, backends: Iterable[str], now: float) -> list[Entry]:
     """Everything that is a gauge. `backends`: those that are configured, live or not."""
     dispatcher = broker.dispatcher
