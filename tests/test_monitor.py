@@ -7,98 +7,40 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from walled_client import Client
 from walled_client.subscriber import Subscriber
 from walled_client.telling import MAX_PENDING
 
-from walled import config as configuration
+from tests.monitor_process import DEADLINE_S, MonitorProcess, published
 from walled import protocol
-from walled.adapters import process
 from walled.adapters.datagrams import Pen
-from walled.adapters.sockets import Hub, Poller, Port
 from walled.core.registry import MAX_APP_FAMILIES
 from walled.errors import BadRequest
-from walled.link import Order, Spawn, Status
+from walled.link import Order
 
 pytestmark = pytest.mark.process
 
-DEADLINE_S = 20.0
-
-
-class Fixture:
-    """A monitor with its sockets, and this process in the supervisor's place."""
-
-    def __init__(self, directory: Path) -> None:
-        self.config = configuration.from_plain(
-            {"daemon": {"run_dir": str(directory)}, "monitor": {"publish_interval_s": 0.1}}
-        )
-        self.ends = configuration.endpoints(directory)
-        self.child = process.spawn("monitor")
-        self.child.link.send(
-            Spawn("monitor", 0, "", b"", configuration.to_plain(self.config), os.getpid(), 1)
-        )
-        self.hub = Hub()
-        self.deltas = self.hub.push(self.ends.delta)
-        self.deltas.connect()
-
-    def status(self) -> Status:
-        assert self.child.link.wait(DEADLINE_S)
-        message = self.child.link.receive_one()
-        assert isinstance(message, Status)
-        return message
-
-    def tell(self, *frames: bytes) -> None:
-        """A PUSH takes nothing until it is connected, and nothing tells when it is."""
-        until_s = time.monotonic() + DEADLINE_S
-        idle = Poller([], [self.child.sentinel])
-        while not self.deltas.send(frames):
-            assert time.monotonic() < until_s
-            idle.wait(0.02)
-
-    def subscribe(self, topic: bytes) -> Port:
-        port = self.hub.subscriber(self.ends.metrics, [topic])
-        port.connect()
-        return port
-
-    def close(self) -> None:
-        self.hub.close()
-        self.child.kill()
-        self.child.wait()
-        self.child.close()
-
 
 @pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Fixture]:
-    fixture = Fixture(tmp_path)
+def monitor(tmp_path: Path) -> Iterator[MonitorProcess]:
+    fixture = MonitorProcess(tmp_path)
     yield fixture
     fixture.close()
-
-
-def published(port: Port, wanted: Any = lambda message: True) -> dict[str, Any]:
-    poller, until_s = Poller([port]), time.monotonic() + DEADLINE_S
-    while time.monotonic() < until_s:
-        poller.wait(until_s - time.monotonic())
-        for topic, body in port.receive():
-            message = {"topic": topic, **protocol.unpack_map(body)}
-            if wanted(message):
-                return message
-    raise AssertionError("nothing such was published")
 
 
 def delta(source: str, **counters: float) -> bytes:
     return protocol.pack_map({"from": source, "counters": counters, "gauges": {"depth": 1}})
 
 
-def test_it_is_ready_at_once_and_beats_on(monitor: Fixture) -> None:
+def test_it_is_ready_at_once_and_beats_on(monitor: MonitorProcess) -> None:
     started_s = time.monotonic()
     assert [monitor.status().phase for _ in range(4)] == ["ready"] * 4
     assert time.monotonic() - started_s < 10
 
 
-def test_deltas_are_summed_and_published_with_epoch_and_seq(monitor: Fixture) -> None:
+def test_deltas_are_summed_and_published_with_epoch_and_seq(monitor: MonitorProcess) -> None:
     port = monitor.subscribe(b"metric.counters")
     monitor.tell(delta("broker", asked=2))
     monitor.tell(delta("worker 0", asked=3, tokens=1.5))
@@ -111,7 +53,7 @@ def test_deltas_are_summed_and_published_with_epoch_and_seq(monitor: Fixture) ->
     assert abs(following["time_s"] - time.time()) < 10
 
 
-def test_a_late_subscriber_gets_the_last_value_at_once(tmp_path: Path, monitor: Fixture) -> None:
+def test_a_late_subscriber_gets_the_last_value_at_once(tmp_path: Path, monitor: MonitorProcess) -> None:
     first = monitor.subscribe(b"metric.processes")
     seq = published(first)["seq"]
     # Published every five seconds: what comes sooner is the last value again.
@@ -121,7 +63,7 @@ def test_a_late_subscriber_gets_the_last_value_at_once(tmp_path: Path, monitor: 
     assert time.monotonic() - started_s < 4.0
 
 
-def test_processes_are_the_supervisor_and_its_children(monitor: Fixture) -> None:
+def test_processes_are_the_supervisor_and_its_children(monitor: MonitorProcess) -> None:
     message = published(monitor.subscribe(b"metric.processes"))
     by_pid = {sample["pid"]: sample for sample in message["processes"]}
     assert by_pid[monitor.child.pid]["name"] == "monitor"
@@ -129,7 +71,7 @@ def test_processes_are_the_supervisor_and_its_children(monitor: Fixture) -> None
     assert os.getpid() in by_pid
 
 
-def test_nonsense_is_counted_and_harms_nothing(monitor: Fixture) -> None:
+def test_nonsense_is_counted_and_harms_nothing(monitor: MonitorProcess) -> None:
     port = monitor.subscribe(b"metric.counters")
     for junk in (b"", b"\xc1", b"[]", protocol.pack_map({"from": 3}), b"\x81" * 5000):
         monitor.tell(junk)
@@ -137,7 +79,7 @@ def test_nonsense_is_counted_and_harms_nothing(monitor: Fixture) -> None:
     assert published(port, lambda m: m["counters"].get("asked") == 1)["refused"] == 5
 
 
-def test_it_stops_when_told(monitor: Fixture) -> None:
+def test_it_stops_when_told(monitor: MonitorProcess) -> None:
     monitor.status()
     monitor.child.link.send(Order("stop"))
     while monitor.status().phase != "stopping":
@@ -146,52 +88,35 @@ def test_it_stops_when_told(monitor: Fixture) -> None:
     assert monitor.child.exit_code() == 0
 
 
-def test_it_goes_when_its_supervisor_is_gone(monitor: Fixture) -> None:
+def test_it_goes_when_its_supervisor_is_gone(monitor: MonitorProcess) -> None:
     monitor.status()
     monitor.child.link.close()
     monitor.child.wait()
     assert monitor.child.exit_code() == 1
 
 
-def test_sigterm_means_nothing_to_it(monitor: Fixture) -> None:
+def test_sigterm_means_nothing_to_it(monitor: MonitorProcess) -> None:
     monitor.status()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(monitor.child.pid, number)
     assert [monitor.status().phase for _ in range(3)] == ["ready"] * 3
 
 
-def ask(monitor: Fixture, **question: Any) -> dict[str, Any]:
-    """One question to the monitor's socket."""
-    port = monitor.hub.dealer(monitor.ends.monitor)
-    port.connect()
-    poller, until_s = Poller([port]), time.monotonic() + DEADLINE_S
-    frames = protocol.frames(protocol.CONTROL, b"r", None, protocol.pack_map(question))
-    idle = Poller([], [monitor.child.sentinel])
-    while not port.send(frames):
-        assert time.monotonic() < until_s
-        idle.wait(0.02)
-    while time.monotonic() < until_s:
-        poller.wait(until_s - time.monotonic())
-        for parts in port.receive():
-            return protocol.unpack_map(protocol.parse(parts).payload)
-    raise AssertionError("no reply")
-
-
-def test_families_are_published_and_questions_answered(monitor: Fixture) -> None:
+def test_families_are_published_and_questions_answered(monitor: MonitorProcess) -> None:
     observed = {"observations": [["walled_request_queue_seconds", ["m"], [0.5, 4.0]]]}
     port = monitor.subscribe(b"metric.walled_request_queue_seconds")
     monitor.tell(protocol.pack_map({"from": "broker", **observed}))
     (row,) = published(port, lambda m: m["series"])["series"]
     assert (row["labels"], row["value"], row["sum"]) == ({"model": "m"}, 2.0, 4.5)
-    assert ask(monitor, op="metrics.list")["ok"]
-    reply = ask(monitor, op="history", metric="walled_process_uss_bytes", since_s=60)
+    assert monitor.ask(op="metrics.list")["ok"]
+    reply = monitor.ask(op="history", metric="walled_process_uss_bytes", since_s=60)
     assert any(points for points in reply["series"].values()), reply
-    assert "walled_system_memory_used_ratio" in ask(monitor, op="dashboard")["metrics"]
-    assert ask(monitor, op="history", metric="nothing")["error"]["code"] == "bad_request"
-    assert "metrics.list" in ask(monitor, op="nonsense")["error"]["message"]
+    assert "walled_system_memory_used_ratio" in monitor.ask(op="dashboard")["metrics"]
+    assert monitor.ask(op="history", metric="nothing")["error"]["code"] == "bad_request"
+    assert "metrics.list" in monitor.ask(op="nonsense")["error"]["message"]
 
 
-def test_a_client_tells_what_is_its_own_and_nothing_else(tmp_path: Path, monitor: Fixture) -> None:
+def test_a_client_tells_what_is_its_own_and_nothing_else(tmp_path: Path, monitor: MonitorProcess) -> None:
     monitor.tell(protocol.pack_map({"from": "broker", "models": {"m": "m"}}))
     published(monitor.subscribe(b"metric.counters"), lambda m: m["deltas"] == 1)
     port = monitor.subscribe(b"metric.walled_app_carts")
@@ -202,7 +127,7 @@ def test_a_client_tells_what_is_its_own_and_nothing_else(tmp_path: Path, monitor
     counts = {"counts": [["served", "m", "cache", "", 4]]}
     assert pen.send(monitor.ends.tell, protocol.pack_map(told | counts))
     assert published(port)["series"] == [{"labels": {"shop": "a"}, "value": 3.0}]
-    dashboard = ask(monitor, op="dashboard")
+    dashboard = monitor.ask(op="dashboard")
     assert dashboard["metrics"]["walled_queue_bytes"] == []
     (row,) = dashboard["totals"]["walled_requests_total"]
     assert (row["labels"], row["value"]) == ({"model": "m", "outcome": "ok", "source": "cache"}, 4)
@@ -210,7 +135,7 @@ def test_a_client_tells_what_is_its_own_and_nothing_else(tmp_path: Path, monitor
     assert os.stat(tmp_path / "tell.sock").st_mode & 0o777 == 0o660
 
 
-def test_a_client_program_is_heard_from_its_first_value_to_its_last(tmp_path: Path, monitor: Fixture) -> None:
+def test_a_client_program_is_heard(tmp_path: Path, monitor: MonitorProcess) -> None:
     port = monitor.subscribe(b"metric.walled_app_")
     with Client(run_dir=tmp_path) as client:
         client.metric("carts", 3, {"shop": "a"})
@@ -227,38 +152,38 @@ def test_a_client_program_is_heard_from_its_first_value_to_its_last(tmp_path: Pa
             with pytest.raises(BadRequest, match=r"^metric '"):
                 client.metric(name, value, labels)
     sold = b"metric.walled_app_sold_total"
-    published(port, lambda m: m["topic"] == sold and m["series"][0]["value"] == 100_000)
-    series = ask(monitor, op="metrics.list")["metrics"]
+    published(monitor.subscribe(sold), lambda m: m["series"][0]["value"] == 100_000)
+    series = monitor.ask(op="metrics.list")["metrics"]
     assert sum(row["name"].startswith("walled_app_") for row in series) == MAX_APP_FAMILIES
 
 
-def test_history_survives_a_restart_and_a_broken_state_begins_anew(tmp_path: Path, monitor: Fixture) -> None:
+def test_history_survives_and_a_broken_state_begins_anew(tmp_path: Path, monitor: MonitorProcess) -> None:
     published(monitor.subscribe(b"metric.walled_system_memory_total_bytes"))
     monitor.child.link.send(Order("stop"))
     monitor.child.wait()
     assert (tmp_path / "monitor.state").stat().st_size > 100
-    again = Fixture(tmp_path)
+    again = MonitorProcess(tmp_path)
     try:
-        series = ask(again, op="metrics.list")["series"]
+        series = again.ask(op="metrics.list")["series"]
         assert "walled_system_memory_total_bytes" in series
     finally:
         again.close()
     (tmp_path / "monitor.state").write_bytes(b"rubbish")
-    third = Fixture(tmp_path)
+    third = MonitorProcess(tmp_path)
     try:
         assert third.status().phase == "ready"
     finally:
         third.close()
 
 
-def test_a_subscriber_gets_the_last_value_and_learns_of_a_new_epoch(tmp_path: Path, monitor: Fixture) -> None:
+def test_a_subscriber_learns_of_a_new_epoch(tmp_path: Path, monitor: MonitorProcess) -> None:
     with Subscriber(tmp_path, topics=["metric.counters"]) as subscriber:
         first = subscriber.next(DEADLINE_S)
         assert first is not None
         assert first.topic == "metric.counters"
         monitor.child.kill()
         monitor.child.wait()
-        again = Fixture(tmp_path)
+        again = MonitorProcess(tmp_path)
         try:
             topics = set()
             while "event.epoch" not in topics:

@@ -42,7 +42,13 @@ BEAT_S = 0.4
 SAMPLE_S = 1.0
 SAMPLE_SHARE = 0.02
 """USS costs a walk through a process's page table: samples may take this share of a core."""
+NICE = 5
+"""Where there are too few processors, requests go first."""
 SAVE_S = 60.0
+GREET_S = 0.1
+"""Between two rounds of last values for new subscribers."""
+ANSWER_S = 0.05
+"""Questions of one turn may take this long; the others wait for the next."""
 STATE_FILE = "monitor.state"
 MAX_STATE_BYTES = 64 * 1024 * 1024
 
@@ -52,6 +58,7 @@ Verb = Callable[[dict[str, Any], float], dict[str, Any]]
 
 def main(spawn: wire.Spawn, link: process.Link) -> int:
     """Be the monitor until told to stop."""
+    os.nice(NICE)
     monitor = Monitor(spawn, link)
     try:
         return monitor.run()
@@ -97,8 +104,8 @@ class Monitor:
             "stats": self._stats,
             **self._judgement.verbs,
         }
-        ports = [self._deltas, self._metrics, self._questions]
-        self._poller = sockets.Poller(ports, [link.fileno(), self._told.fileno()])
+        self._greeted_s = 0.0
+        self._listen()
         port, variable = self._config.monitor.prometheus_port, self._config.monitor.prometheus_token_env
         token = os.environ.get(variable, "") if variable else ""
         if port and variable and not token:
@@ -130,11 +137,15 @@ class Monitor:
                 self._save()
                 save_due_s = now_s + SAVE_S
             due_s = min(beat_due_s, counters_due_s, processes_due_s, sample_due_s)
-            self._poller.wait(max(0.0, due_s - now_s))
+            if now_s < self._greeted_s + GREET_S:
+                # Whoever subscribes over and over is not even listened to until it is time again.
+                self._deaf_poller.wait(max(0.0, min(due_s, self._greeted_s + GREET_S) - now_s))
+            else:
+                self._poller.wait(max(0.0, due_s - now_s))
             self._take_orders()
             self._take_deltas()
             self._take_told()
-            self._greet_subscribers()
+            self._greet_subscribers(time.monotonic())
             self._take_questions()
         self._save()
         self._judgement.save()
@@ -167,7 +178,8 @@ class Monitor:
             elif message.op == "rebind":
                 for port in (self._deltas, self._metrics, self._questions):
                     port.bind_again()
-                self._rebind_told()
+                self._told.bind_again()
+                self._listen()
             elif message.op == "remedy":
                 gc.collect()
                 process.give_freed_memory_back()
@@ -176,10 +188,10 @@ class Monitor:
             elif message.op == "reconfigure":
                 self._reconfigure(configuration.from_plain(message.config))
 
-    def _rebind_told(self) -> None:
-        self._told.bind_again()
-        ports = [self._deltas, self._metrics, self._questions]
-        self._poller = sockets.Poller(ports, [self._link.fileno(), self._told.fileno()])
+    def _listen(self) -> None:
+        fds = [self._link.fileno(), self._told.fileno()]
+        self._poller = sockets.Poller([self._deltas, self._metrics, self._questions], fds)
+        self._deaf_poller = sockets.Poller([self._deltas, self._questions], fds)
 
     def _reconfigure(self, config: Config) -> None:
         self._config = config
@@ -214,11 +226,20 @@ class Monitor:
                 continue
             readings.told_by_client(self._registry, message, self._models)
 
-    def _greet_subscribers(self) -> None:
-        for parts in self._metrics.receive():
-            if parts[0][:1] == b"\x01":
-                for topic, message in self._publications.last_for(parts[0][1:]):
-                    self._metrics.send([topic, protocol.pack_map(message)])
+    def _greet_subscribers(self, now_s: float) -> None:
+        """Last values for who is new, each topic once for all of them: everybody who subscribes a topic gets
+        what is sent on it."""
+        if now_s < self._greeted_s + GREET_S:
+            return
+        came = [parts[0][1:] for parts in self._metrics.receive() if parts[0][:1] == b"\x01"]
+        if not came:
+            return
+        self._greeted_s = now_s
+        newcomers = set(came)
+        if len(came) > len(newcomers):
+            self._registry.increase("walled_subscriptions_merged_total", len(came) - len(newcomers))
+        for topic, message in self._publications.last_for(*newcomers):
+            self._metrics.send([topic, protocol.pack_map(message)])
 
     def _publish(self, topic: bytes, body: dict[str, object]) -> None:
         message = self._publications.next(topic, body, time.time())
@@ -304,7 +325,9 @@ class Monitor:
     # --- questions -----------------------------------------------------------------------------------
 
     def _take_questions(self) -> None:
-        for parts in self._questions.receive(limit=50):
+        until_s = time.monotonic() + ANSWER_S
+        while time.monotonic() < until_s and (asked := self._questions.receive(limit=1)):
+            parts = asked[0]
             request_id = (
                 parts[3] if len(parts) > 3 and len(parts[3]) <= protocol.MAX_REQUEST_ID_BYTES else b""
             )

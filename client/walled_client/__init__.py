@@ -34,14 +34,16 @@ from walled.protocol import Phases
 from walled_client.aio import AsyncClient, AsyncStream
 from walled_client.client import Client, Stream
 from walled_client.conversation import AsyncConversation, Conversation
+from walled_client.observing import Observer
 from walled_client.results import Accepted, Embedding, Reply, StreamChunk
+from walled_client.subscriber import AsyncSubscriber, Subscriber
 
 __all__ = [
-    "Accepted", "Answer", "AsyncClient", "AsyncConversation", "AsyncStream", "BackendError",
-    "BackendOverloaded", "BackendTimeout", "BackendUnauthorized", "BackendUnavailable", "BadRequest",
-    "Blocked", "Cancelled", "Client", "ContentRefused", "ContextTooLong", "Conversation",
+    "Accepted", "Answer", "AsyncClient", "AsyncConversation", "AsyncStream", "AsyncSubscriber",
+    "BackendError", "BackendOverloaded", "BackendTimeout", "BackendUnauthorized", "BackendUnavailable",
+    "BadRequest", "Blocked", "Cancelled", "Client", "ContentRefused", "ContextTooLong", "Conversation",
     "DaemonUnavailable", "DeadlineExceeded", "Draining", "Embedding", "InternalError", "Message",
-    "ModelNotFound", "NotCached", "Overloaded", "Phases", "PromptBlocked", "ProtocolError", "Reply",
-    "Stream", "StreamChunk", "StreamInterrupted", "TooLarge", "Truncated", "Unavailable", "Unsupported",
-    "Usage", "Validation", "VersionMismatch", "WalledError", "WorkerLost",
+    "ModelNotFound", "NotCached", "Observer", "Overloaded", "Phases", "PromptBlocked", "ProtocolError",
+    "Reply", "Stream", "StreamChunk", "StreamInterrupted", "Subscriber", "TooLarge", "Truncated",
+    "Unavailable", "Unsupported", "Usage", "Validation", "VersionMismatch", "WalledError", "WorkerLost",
 ]  # fmt: skip

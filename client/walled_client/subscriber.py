@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from walled.adapters.datagrams import Pen
 from walled.adapters.sockets import Hub, Poller, Port
 from walled.config import endpoints
 from walled.errors import ProtocolError
-from walled.protocol import unpack_map
+from walled.protocol import pack_map, unpack_map
 from walled_client.discovery import find
 
 ALL = ("metric.", "health", "alert.", "event.")
 LONGEST_WAIT_S = 3600.0
+QUEUE = 10_000
+TELL_S = 1.0
+"""Losses are told to the monitor at most so often."""
 
 
 class Message(NamedTuple):
@@ -75,10 +79,15 @@ class _Line:
         run_dir: str | Path | None,
         topics: Iterable[str],
         on_alert: dict[str, Callable[[dict[str, Any]], None]] | None,
+        queue: int,
     ) -> None:
         self._hub = Hub()
-        place = endpoints(find(run_dir).run_dir)
-        self._port: Port = self._hub.subscriber(place.metrics, [topic.encode() for topic in topics])
+        self._ends = endpoints(find(run_dir).run_dir)
+        self._pen = Pen()
+        self._lost_told, self._told_s = 0, 0.0
+        self._port: Port = self._hub.subscriber(
+            self._ends.metrics, [topic.encode() for topic in topics], hwm=queue
+        )
         self._port.connect()
         self._feed = _Feed(dict(on_alert or {}))
         self._ready: list[Message] = []
@@ -94,11 +103,23 @@ class _Line:
 
     def close(self) -> None:
         self._hub.close()
+        self._pen.close()
 
     def _take(self) -> bool:
         for parts in self._port.receive():
             self._ready += self._feed.take(parts)
+        if self._feed.lost > self._lost_told:
+            self._tell_lost()
         return bool(self._ready)
+
+    def _tell_lost(self) -> None:
+        """The publisher cannot know: ZeroMQ drops for a slow subscriber without a word."""
+        now_s = time.monotonic()
+        lost = self._feed.lost - self._lost_told
+        if now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            if self._pen.send(self._ends.tell, pack_map({"counts": [["lost", lost]]})):
+                self._lost_told += lost
 
 
 class Subscriber(_Line):
@@ -110,9 +131,11 @@ class Subscriber(_Line):
         *,
         topics: Iterable[str] = ALL,
         on_alert: dict[str, Callable[[dict[str, Any]], None]] | None = None,
+        queue: int = QUEUE,
     ) -> None:
-        """`topics` are prefixes; `on_alert` maps a rule's name to what is called with its messages."""
-        super().__init__(run_dir, topics, on_alert)
+        """`topics` are prefixes; `on_alert` maps a rule's name to what is called with its messages;
+        `queue` is how many messages are kept here for a program that does not read."""
+        super().__init__(run_dir, topics, on_alert, queue)
         self._poller = Poller([self._port])
 
     def next(self, timeout_s: float | None = None) -> Message | None:
@@ -152,8 +175,9 @@ class AsyncSubscriber(_Line):
         *,
         topics: Iterable[str] = ALL,
         on_alert: dict[str, Callable[[dict[str, Any]], None]] | None = None,
+        queue: int = QUEUE,
     ) -> None:
-        super().__init__(run_dir, topics, on_alert)
+        super().__init__(run_dir, topics, on_alert, queue)
 
     async def __anext__(self) -> Message:
         loop = asyncio.get_running_loop()

@@ -103,6 +103,7 @@ def test_what_a_client_tells_is_bounded_whatever_it_says() -> None:
             ["served", "alias", "stale", "degraded", 2],
             ["served", "made up", "cache", "", 1],
             ["lookup", "hit", 7],
+            ["lost", 12],
             ["lookup", "nonsense", 1],
             ["served", "alias", "model", "", 1],
             ["served", "alias", "cache", "", -3],
@@ -121,11 +122,12 @@ def test_what_a_client_tells_is_bounded_whatever_it_says() -> None:
         ("unknown", "ok", "cache"): 1,
     }
     assert values(registry, "walled_requests_degraded_total") == {("m",): 2}
-    assert values(registry, "walled_cache_lookups_total") == {("client", "hit"): 7, ("client", "miss"): 91}
+    assert values(registry, "walled_cache_lookups_total") == {("client", "hit"): 7, ("client", "miss"): 90}
     assert values(registry, "walled_measurements_dropped_total") == {("client",): 4}
+    assert registry.value("walled_pub_drops_total", {}) == 12
     assert values(registry, "walled_app_carts") == {("a",): 3}
     assert values(registry, "walled_queue_bytes") == {}
-    assert registry.value("walled_metrics_refused_total", {}) == 5 + 109 + 1
+    assert registry.value("walled_metrics_refused_total", {}) == 5 + 110 + 1
 
 
 @pytest.mark.parametrize("junk", [{"counts": 3}, {"app": {}}, {"dropped": -1}, {"dropped": "x"}])

@@ -103,7 +103,12 @@ class Judgement:
             if isinstance(effect, RunAction):
                 self._actions.run(effect, now_s)
             elif isinstance(effect, Notify):
-                body = effect._asdict() | {"rule": effect.rule.name, "severity": effect.rule.severity}
+                body = effect._asdict() | {
+                    "rule": effect.rule.name,
+                    "severity": effect.rule.severity,
+                    "runbook": effect.rule.runbook,
+                    "actions": list(effect.rule.actions),
+                }
                 published.append((f"alert.{effect.rule.name}".encode(), body))
             else:
                 published.append((b"event.alert", effect._asdict()))

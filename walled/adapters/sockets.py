@@ -182,6 +182,10 @@ class Port:
         self._unheard = True
         """The monitor was not looked at yet: ZeroMQ signals only what comes after a first look."""
 
+    def subscribe(self, topic: bytes) -> None:
+        """One more prefix, of a SUB."""
+        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+
     def connect(self) -> None:
         """Begin to connect; separate from creation so that `watch` sees the first event too."""
         self._socket.connect(self.endpoint)

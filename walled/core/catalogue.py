@@ -105,7 +105,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_gpu_memory_used_bytes", _G, "Memory in use of a GPU.", ("gpu",)),
     Family("walled_gpu_utilization_ratio", _G, "GPU in use, 0 to 1.", ("gpu",)),
     # The monitor itself
-    Family("walled_pub_drops_total", _C, "Publications that were not taken."),
+    Family("walled_pub_drops_total", _C, "Publications that subscribers lost."),
+    Family("walled_subscriptions_merged_total", _C, "Subscriptions that came too soon after others."),
     Family("walled_delta_drops_total", _C, "Deltas the senders could not send.", ("source",), 160),
     Family("walled_measurements_dropped_total", _C, "Measurements past a bound.", ("source",), 160),
     Family("walled_metrics_overflow_total", _C, "Series past a family's cap.", ("family",), 128),

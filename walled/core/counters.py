@@ -95,9 +95,10 @@ class Publications:
         self._last[topic] = message
         return message
 
-    def last_for(self, subscription: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-        """The last message of every topic a new subscription (a prefix) covers.
+    def last_for(self, *subscriptions: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+        """The last message of every topic that new subscriptions (prefixes) cover.
 
         A subscriber that was there before gets them twice, with the same seq, and ignores the second.
         """
-        return [(topic, last) for topic, last in sorted(self._last.items()) if topic.startswith(subscription)]
+        found = sorted(self._last.items())
+        return [(topic, last) for topic, last in found if topic.startswith(subscriptions)]

@@ -86,6 +86,8 @@ def told_by_client(registry: Registry, message: Mapping[str, Any], models: Mappi
                 count
             ):
                 registry.increase("walled_cache_lookups_total", count, "client", result)
+            case ["lost", count] if _countable(count):
+                registry.increase("walled_pub_drops_total", count)
             case _:
                 registry.increase("walled_metrics_refused_total", 1)
     if dropped:
