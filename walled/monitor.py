@@ -21,8 +21,8 @@ from walled import config as configuration
 from walled import link as wire
 from walled import protocol
 from walled.adapters import logs, process, sockets
-from walled.adapters.descriptors import Door
 from walled.adapters.datagrams import MAX_BYTES, Letterbox
+from walled.adapters.descriptors import Door
 from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
 from walled.adapters.scrape import ScrapeServer
