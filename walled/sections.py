@@ -55,6 +55,9 @@ class BrokerConfig(_Section, frozen=True, kw_only=True):
     """Longer deadlines are shortened to this."""
     age_step_s: Seconds = 5.0
     """A waiting request moves up one priority class per this many seconds."""
+    queue_patience: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10.0
+    """While a queue does not shorten, its requests wait at most so many times what an answer takes, or half
+    of the time their callers gave when that is more, and then are refused; 0: until their deadlines."""
     min_residence_s: SecondsOrZero = 2.0
     """Shortest time a model stays loaded before another may take its place."""
     max_wait_s: Seconds = 10.0
@@ -225,6 +228,8 @@ class BackendBase(_Section, frozen=True, kw_only=True):
     """Worker processes of this backend."""
     slots: Slots = 4
     """Requests the backend runs at once, all workers together; never exceeded."""
+    adaptive_limit: bool = True
+    """Hand it fewer than `slots` at once while its first tokens show that it queues inside."""
     first_token_timeout_s: Seconds = 120.0
     inter_token_timeout_s: Seconds = 30.0
     default_options: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walled.core.flights import Job
-from walled.core.lanes import Lane
+from walled.core.lanes import LEARN, Lane
 
 
 def job(client: str, rank: int = 1, now: float = 0.0) -> Job:
@@ -15,7 +15,7 @@ def job(client: str, rank: int = 1, now: float = 0.0) -> Job:
 
 def drain(lane: Lane) -> list[str]:
     order = []
-    while (found := lane.pop()) is not None:
+    while (found := lane.pop(0.0)) is not None:
         order.append(found.client.decode())
     return order
 
@@ -34,7 +34,7 @@ def test_everything_pushed_comes_out_once_unless_dropped(
     lane.age(data.draw(st.floats(0, 60)), 5.0)
     assert lane.count == len(jobs) - len(dropped) == len(list(lane.waiting()))
     out = []
-    while (found := lane.pop()) is not None:
+    while (found := lane.pop(0.0)) is not None:
         out.append(found)
     assert len(out) == len(set(map(id, out))) == len(jobs) - len(dropped)
     assert lane.count == 0
@@ -64,7 +64,7 @@ def test_one_client_is_served_in_order() -> None:
     jobs = [job("a", now=float(n)) for n in range(5)]
     for n, pushed in enumerate(jobs):
         lane.push(pushed, float(n))
-    assert [lane.pop() for _ in jobs] == jobs
+    assert [lane.pop(0.0) for _ in jobs] == jobs
 
 
 def test_ageing_moves_up_one_class_at_a_time_and_resets_the_clock() -> None:
@@ -84,6 +84,16 @@ def test_ageing_moves_up_one_class_at_a_time_and_resets_the_clock() -> None:
 
 def test_service_time_is_a_moving_average() -> None:
     lane = Lane("m")
-    for seconds in (8.0, 16.0):
-        lane.observe(seconds)
+    for _ in range(LEARN):
+        lane.observe(8.0)
+    lane.observe(8.0 + LEARN)
     assert lane.service_s == 9.0
+
+
+def test_what_was_given_up_tells_that_it_takes_longer() -> None:
+    lane = Lane("m")
+    lane.observe(2.0)
+    lane.outlasted(1.0)
+    assert lane.service_s == 2.0
+    lane.outlasted(4.0)
+    assert lane.service_s == 3.0

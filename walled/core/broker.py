@@ -16,8 +16,8 @@ from typing import Any
 
 from walled import errors, protocol
 from walled.config import Config
+from walled.core import admission, measured
 from walled.core import events as ev
-from walled.core import measured
 from walled.core.dispatch import Dispatcher
 from walled.core.fleet import Worker
 from walled.core.flights import MAX_REPLAY_BYTES, Job, Waiter
@@ -114,10 +114,8 @@ class Broker:
     def reconfigure(self, config: Config) -> None:
         """Take over limits and policies; queues and running jobs stay."""
         self.config = config
-        self.dispatcher.config = config
+        self.dispatcher.reconfigure(config)
         self._expected = set(config.enabled_backends())
-        for worker in self.dispatcher.fleet.workers.values():
-            self.dispatcher.learn_models(worker)
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -209,20 +207,31 @@ class Broker:
         """Why a request cannot be taken; None when it can."""
         limits = self.config.broker
         dispatcher = self.dispatcher
-        full = ""
-        if dispatcher.queued >= limits.queue_max_requests:
-            full = f"the queue is full ({dispatcher.queued} requests)"
-        elif dispatcher.queued_bytes + size > limits.queue_max_bytes:
-            full = f"the queue is full ({dispatcher.queued_bytes} bytes)"
-        elif now < self.until_s["shed"] and self._sheddable(lane, rank):
+        why = ""
+        if now < self.until_s["shed"] and self._sheddable(lane, rank):
             self.counters["shed"] += 1
-            full = "load is shed: only urgent requests, and those that need not wait, are taken"
+            why = "load is shed: only urgent requests, and those that need not wait, are taken"
         elif lane.count:
-            # An empty lane is always tried: an estimate that refused everything could never learn better.
-            eta_s = dispatcher.eta_s(lane, lane.ahead_of(rank))
-            if now + eta_s + lane.service_s > waiter.deadline_s:
-                full = f"the answer would start in {eta_s:.1f} s, too late for its deadline"
-        return errors.Overloaded(full, retry_after_s=dispatcher.retry_after_s(lane)) if full else None
+            why = admission.untimely(dispatcher, lane, rank, waiter.client, waiter.deadline_s, now)
+        full = (
+            dispatcher.queued >= limits.queue_max_requests
+            or dispatcher.queued_bytes + size > limits.queue_max_bytes
+        )
+        if full and not why and dispatcher.at_once(lane, "", now) is None:
+            victims = admission.displaced(dispatcher, rank, waiter.client, size)
+            if victims is None:
+                why = f"the queue is full ({dispatcher.queued} requests, {dispatcher.queued_bytes} bytes)"
+            for victim in victims or ():
+                self._shed(victim, "displaced", "the queue is full, and it made room for others")
+        return errors.Overloaded(why, retry_after_s=dispatcher.retry_after_s(lane, rank)) if why else None
+
+    def _shed(self, job: Job, how: str, why: str) -> None:
+        """Refuse a waiting job after all."""
+        self.counters[f"shed.{how}"] += 1
+        retry_after_s = self.dispatcher.retry_after_s(self.dispatcher.lanes[job.lane], job.rank)
+        for waiter in list(job.waiters):
+            self._leave(waiter)
+            self._refuse(waiter, errors.Overloaded(why, retry_after_s=retry_after_s))
 
     def _sheddable(self, lane: Lane, rank: int) -> bool:
         """Batch and background always, normal when it would have to wait, interactive never."""
@@ -346,7 +355,9 @@ class Broker:
             job, worker = found
             for waiter in [waiter for waiter in job.waiters if waiter.deadline_s <= now]:
                 self._expire(waiter)  # drops the job with its last caller
-            if job.waiters:
+            if job.waiters and (why := admission.late(dispatcher, job, now)):
+                self._shed(job, "late", why)
+            elif job.waiters:
                 self._start(job, worker, now)
 
     def _start(self, job: Job, worker: Worker, now: float) -> None:
@@ -395,6 +406,8 @@ class Broker:
         worker, job = self._job_of(event.worker, event.request_id, now)
         if worker is None or job is None:
             return
+        if not job.begun:
+            self.dispatcher.first_token(job, worker, now - job.dispatched_s, now)
         if job.key is not None and job.replayable:
             job.emitted_bytes += len(event.payload) + len(event.header)
             if job.emitted_bytes > MAX_REPLAY_BYTES:
@@ -431,10 +444,13 @@ class Broker:
         worker, job = self._job_of(event.worker, event.request_id, now)
         if worker is None or job is None:
             return
+        theirs, phases = event.header, event.header.phases
+        if not job.begun and phases.first_token_ms > 0.0:
+            took_s = max(0.0, phases.first_token_ms - phases.load_ms) / 1000
+            self.dispatcher.first_token(job, worker, took_s, now)
         self._free(worker, job)
         worker.served += 1
         self.dispatcher.lanes[job.lane].observe(now - job.dispatched_s)
-        theirs, phases = event.header, event.header.phases
         source = theirs.source
         for waiter in job.waiters:
             final = FinalHeader(
@@ -463,8 +479,13 @@ class Broker:
         worker, job = self._job_of(event.worker, event.request_id, now)
         if worker is None or job is None:
             return
+        code = event.header.code
+        if code == errors.BackendOverloaded.code or (code == errors.BackendTimeout.code and not job.begun):
+            self.dispatcher.overloaded(worker, now)
         self._free(worker, job)
-        if event.header.code == errors.Cancelled.code:
+        if code == errors.Cancelled.code:
+            if not job.waiters:
+                self.dispatcher.lanes[job.lane].outlasted(now - job.dispatched_s)
             # Nobody waits: our own CANCEL worked. Somebody does: the worker gave the job up (it is stopping).
             self._lost(job, now)
         else:
@@ -579,6 +600,8 @@ class Broker:
         for waiter in self.deadlines.due(now):
             self._expire(waiter)
         self.dispatcher.age(now)
+        for job in self.dispatcher.overdue(now):
+            self._shed(job, "late", admission.late(self.dispatcher, job, now))
         self._tick_workers(now)
         self._tick_unserved(now)
         self._dispatch(now)

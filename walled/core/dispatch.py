@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from walled.config import Config
+from walled.core import codel
 from walled.core.fleet import Fleet, Worker
 from walled.core.flights import Job
 from walled.core.lanes import Lane
@@ -51,6 +52,7 @@ class Dispatcher:
             worker.slots = header.slots
             worker.models = {model.name: model for model in header.models}
             worker.heard_s = now
+        self._learn_limit(worker.backend)
         self.fleet.add(worker)
         residence = self.residences.setdefault(worker.backend, Residence(header.max_loaded_models))
         residence.limit = header.max_loaded_models
@@ -70,6 +72,10 @@ class Dispatcher:
             self.aliases[alias] = name
             self.metas[alias] = self.metas[name]
 
+    def _learn_limit(self, backend: str) -> None:
+        configured = self.config.enabled_backends().get(backend)
+        self.fleet.limit(backend, configured is not None and configured.adaptive_limit)
+
     def remove_worker(self, identity: bytes, now: float) -> Worker | None:
         worker = self.fleet.remove(identity)
         if worker is not None:
@@ -83,6 +89,12 @@ class Dispatcher:
     def put(self, job: Job, now: float, *, front: bool = False) -> None:
         """Let a job wait; `front` for one whose worker died."""
         lane = self.lanes[job.lane]
+        left_s = max(waiter.deadline_s for waiter in job.waiters) - now
+        patience_s = codel.patience_s(lane.service_s, left_s, self.config.broker.queue_patience)
+        job.call_s = now + codel.CALL * patience_s
+        # Who came before the queue stood was taken for as long as an answer is possible at all.
+        patient = front or not lane.stands(job.rank)
+        job.waits_until_s = now + (left_s - lane.service_s if patient else patience_s)
         if front:
             lane.push_front(job, now)
         else:
@@ -117,6 +129,7 @@ class Dispatcher:
         self._routes = routes(config)
         for worker in self.fleet.workers.values():
             self.learn_models(worker)
+            self._learn_limit(worker.backend)
 
     def _taken(self, job: Job, lane: Lane) -> None:
         self.queued -= 1
@@ -173,7 +186,7 @@ class Dispatcher:
         worker = self.fleet.choose(best.name)
         if worker is None or not self._may_start(best, now):
             return None
-        job = best.pop()
+        job = best.pop(now)
         if job is None:
             return None
         self._taken(job, best)
@@ -187,11 +200,13 @@ class Dispatcher:
         """The job was given to the worker."""
         job.worker = worker
         job.dispatched_s = now
+        job.begun = False
         residence = self.residences[worker.backend]
         if residence.limit:
             running = self._running(worker.backend)
             residence.started(job.model, now, running, self.config.broker.min_residence_s)
         worker.jobs[job.job_id] = job
+        job.among = self.fleet.running(worker.backend)
 
     def _may_start(self, lane: Lane, now: float) -> bool:
         model = lane.model
@@ -214,6 +229,27 @@ class Dispatcher:
 
         return running
 
+    def overdue(self, now: float) -> list[Job]:
+        """Waiting jobs whose patience is over, lowest class first."""
+        late = [job for lane in self.waiting.values() for job in lane.overdue(now)]
+        late.sort(key=lambda job: -job.rank)
+        return late
+
+    # --- what is learned -------------------------------------------------------------------------------
+
+    def first_token(self, job: Job, worker: Worker, took_s: float, now: float) -> None:
+        """The answer of a running job has begun, `took_s` after it was handed over."""
+        job.begun = True
+        limit = self.fleet.limits.get(worker.backend)
+        if limit is not None and limit.first_token(took_s, job.among, now, self.lanes[job.lane].service_s):
+            self.fleet.tighten()
+
+    def overloaded(self, worker: Worker, now: float) -> None:
+        """The backend of a worker refused a running job for load, or did not begin it in time."""
+        limit = self.fleet.limits.get(worker.backend)
+        if limit is not None and limit.overloaded(self.fleet.running(worker.backend), now):
+            self.fleet.tighten()
+
     # --- estimates -------------------------------------------------------------------------------------
 
     def eta_s(self, lane: Lane, ahead: int) -> float:
@@ -221,7 +257,8 @@ class Dispatcher:
         slots = self.fleet.slots_for(lane.name)
         return (ahead + 1) * lane.service_s / slots if slots else 0.0
 
-    def retry_after_s(self, lane: Lane) -> float:
-        """When trying again is sensible: half the time the present queue takes, between 0.1 and 30 s."""
+    def retry_after_s(self, lane: Lane, rank: int = 2) -> float:
+        """When trying again is sensible: half the time until those who go first have started, between 0.1
+        and 30 s. Who comes back then finds the queue half as long, if nobody else comes."""
         slots = self.fleet.slots_for(lane.name) or 1
-        return min(30.0, max(0.1, lane.count * (lane.service_s or 0.1) / slots / 2))
+        return min(30.0, max(0.1, lane.ahead_of(rank) * (lane.service_s or 0.1) / slots / 2))

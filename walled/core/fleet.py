@@ -1,6 +1,7 @@
 """The workers the broker knows, what each can take, and which one gets a job.
 
-May live here: worker table, credit, least-loaded and session-sticky choice. May not: queues, callers.
+May live here: worker table, credit, limits of backends, least-loaded and session-sticky choice. May not:
+queues, callers, how a limit is learned (limit.py).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from walled.core.lanes import place
+from walled.core.limit import Limit
 from walled.protocol import ModelInfo, ReadyHeader
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ class Fleet:
         """By the key of a lane (lanes.place)."""
         self.blocked: set[str] = set()
         """Backends that get nothing at present: their circuit breaker is open, or they asked for a pause."""
+        self.limits: dict[str, Limit] = {}
+        """Adaptive limits by backend; one that is not here has its slots as its only limit."""
+        self.tight: dict[str, Limit] = {}
+        """Those of `limits` that are below the slots."""
+        self._by_backend: dict[str, list[Worker]] = {}
         self._slots: dict[str, int] = {}
         self._sessions: OrderedDict[str, bytes] = OrderedDict()
 
@@ -70,13 +77,41 @@ class Fleet:
 
     def index(self) -> None:
         """Build what dispatch reads; to be called after any change of a worker's slots or state."""
-        self.by_place, self._slots = {}, {}
+        self.by_place, self._by_backend, self._slots = {}, {}, {}
         for worker in self.workers.values():
             slots = 0 if worker.draining else worker.slots
+            self._by_backend.setdefault(worker.backend, []).append(worker)
             for model in worker.models:
                 for name in (model, place(model, worker.backend)):
                     self.by_place.setdefault(name, []).append(worker)
                     self._slots[name] = self._slots.get(name, 0) + slots
+        for backend, workers in self._by_backend.items():
+            slots = sum(worker.slots for worker in workers if not worker.draining)
+            # A backend whose only worker is being replaced has learned nothing by that.
+            if slots and (limit := self.limits.get(backend)) is not None:
+                limit.resize(slots)
+        self.tighten()
+
+    def limit(self, backend: str, adaptive: bool) -> None:
+        """Whether the limit of a backend is learned."""
+        if not adaptive:
+            self.limits.pop(backend, None)
+        elif backend not in self.limits:
+            self.limits[backend] = Limit(
+                sum(worker.slots for worker in self.workers.values() if worker.backend == backend)
+            )
+        self.tighten()
+
+    def tighten(self) -> None:
+        """A limit has changed."""
+        self.tight = {backend: limit for backend, limit in self.limits.items() if limit.tight}
+
+    def running(self, backend: str) -> int:
+        """Jobs at a backend."""
+        workers = self._by_backend.get(backend, ())
+        if len(workers) == 1:
+            return len(workers[0].jobs)
+        return sum([len(worker.jobs) for worker in workers])
 
     def of_slot(self, slot: int) -> list[Worker]:
         """Workers of a slot number: two while a replacement takes over."""
@@ -84,7 +119,17 @@ class Fleet:
 
     def slots_for(self, name: str) -> int:
         """How many requests of a place (lanes.place) can run at once."""
-        return self._slots.get(name, 0)
+        slots = self._slots.get(name, 0)
+        if self.tight and slots:
+            shares: dict[str, int] = {}
+            for worker in self.by_place[name]:
+                if not worker.draining:
+                    shares[worker.backend] = shares.get(worker.backend, 0) + worker.slots
+            slots = sum(
+                min(share, self.tight[backend].value) if backend in self.tight else share
+                for backend, share in shares.items()
+            )
+        return slots
 
     def open_to(self, name: str) -> bool:
         """Whether some worker of a place takes jobs, now or when it has room."""
@@ -101,9 +146,12 @@ class Fleet:
         best: Worker | None = None
         best_load = 1.0
         home = self._sessions.get(session) if session else None
+        tight = self.tight
         for worker in self.by_place.get(name, ()):
             busy = len(worker.jobs)
             if busy >= worker.slots or worker.draining or worker.backend in self.blocked:
+                continue
+            if tight and (limit := tight.get(worker.backend)) and self.running(worker.backend) >= limit.value:
                 continue
             if worker.identity == home:
                 best = worker

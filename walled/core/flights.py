@@ -37,9 +37,9 @@ class Job:
     """One generation: waiting in a lane, running at a worker, or abandoned there."""
 
     __slots__ = (
-        "attempt", "client", "created_s", "dispatched_s", "emitted", "emitted_bytes", "job_id", "key", "lane",
-        "payload", "payload_bytes", "queued", "rank", "replayable", "store", "streaming", "ticket",
-        "waiters", "worker",
+        "among", "attempt", "begun", "call_s", "client", "created_s", "dispatched_s", "emitted",
+        "emitted_bytes", "job_id", "key", "lane", "payload", "payload_bytes", "queued", "rank", "replayable",
+        "store", "streaming", "ticket", "waiters", "waits_until_s", "worker",
     )  # fmt: skip
 
     @property
@@ -67,7 +67,15 @@ class Job:
         self.queued = False
         self.ticket = 0
         """Of its present place in the lane."""
+        self.call_s = float("inf")
+        """While the queue of its class stands: from then on it goes before newer ones."""
+        self.waits_until_s = float("inf")
+        """...and then it is refused."""
         self.dispatched_s = 0.0
+        self.among = 0
+        """How many ran at its backend when it was handed over, itself included."""
+        self.begun = False
+        """The time to its first token is known."""
         self.attempt = 1
         self.streaming = False
         """The worker was told to send PARTIALs."""
