@@ -22,9 +22,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 from walled_client import AsyncClient, Client
+from walled_client.ctl import panels
+from walled_client.ctl.drawing import BLOCKS
+from walled_client.ctl.screen import Board, Top
 from walled_client.subscriber import Subscriber
 
-from tests.client.test_ctl import data, run
+from tests.client.test_ctl import OnTerminal, data, run
 from tests.daemon_process import ROOT, Daemon, running, write_config
 from walled.errors import BadRequest, DaemonUnavailable, WalledError
 
@@ -133,6 +136,7 @@ def ctl(daemon: Daemon, *args: str) -> Result:
         (("check", "backend"), "walled.check/1", ["WALLED OK - s has 2 live workers | live_s=2;1:;1:;0"]),
         (("check", "queue"), "walled.check/1", ["WALLED OK - 0 waiting", "depth=0"]),
         (("check", "cache"), "walled.check/1", ["WALLED OK - 5 answers", "entries=5"]),
+        (("top",), "walled.top/1", ["health", "requests/s", "p95", "worker 1", "processors"]),
         (("profile", "monitor", "--stacks"), "walled.profile/1", ["Monitor.run"]),
     ],
 )
@@ -193,7 +197,7 @@ def test_a_view_goes_on_when_the_monitor_is_replaced(tmp_path: Path) -> None:
             born_s = time.time()
             while json.loads(line_of(stat))["time_s"] < born_s:
                 pass
-            assert first["slots"] == 4
+            assert first["schema"] == "walled.stat/1"
             assert stat.stdout is not None
             stat.stdout.close()
             assert stat.wait(20) in (0, 1)
@@ -205,6 +209,88 @@ def test_a_view_goes_on_when_the_monitor_is_replaced(tmp_path: Path) -> None:
             assert events.wait(20) == 130
             assert events.stderr is not None
             assert events.stderr.read() == b""
+
+
+class Watched(Top):
+    """The screen, and word of every drawing."""
+
+    def __init__(self, daemon: Daemon, board: dict[str, Any]) -> None:
+        self.drawn = asyncio.Event()
+        super().__init__(str(daemon.run_dir), None, board, BLOCKS, True)
+
+    def draw(self) -> None:
+        super().draw()
+        self.drawn.set()
+
+    def text(self) -> str:
+        return "\n".join(panels.plain(line) for line in self.query_one(Board).lines)
+
+    async def until(self, *words: str) -> None:
+        async with asyncio.timeout(20):
+            while not all(word in self.text() for word in words):
+                self.drawn.clear()
+                await self.drawn.wait()
+
+
+async def board_of(daemon: Daemon) -> dict[str, Any]:
+    async with AsyncClient(run_dir=daemon.run_dir) as client:
+        return await client.dashboard()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_the_screen_lives_explains_and_pauses(daemon: Daemon, size: tuple[int, int]) -> None:
+    async def watch() -> None:
+        app = Watched(daemon, await board_of(daemon))
+        async with app.run_test(size=size) as pilot:
+            await app.until("ready", "worker 1", "requests/s", "alerts")
+            ticked_s = app.picture.time_s
+            while app.picture.time_s == ticked_s:
+                app.drawn.clear()
+                await app.drawn.wait()
+            await pilot.press("p")
+            await app.until("paused")
+            app.picture.health = {"score": 60, "grade": "degraded", "deductions": [ILL]}
+            await pilot.press("e")
+            assert "cause   because" in app.text()
+            await pilot.press("pagedown", "home")
+            assert all(panels.length(line) <= size[0] for line in app.query_one(Board).lines)
+            assert "because" in app.export_screenshot()
+            await pilot.press("q")
+        assert app.return_code == 0
+
+    asyncio.run(asyncio.wait_for(watch(), 60))
+
+
+def test_the_screen_says_that_the_daemon_is_dead(tmp_path: Path) -> None:
+    async def watch(daemon: Daemon) -> None:
+        app = Watched(daemon, await board_of(daemon))
+        async with app.run_test(size=(80, 24)):
+            await app.until("ready", "worker 1")
+            os.kill(daemon.pid, signal.SIGKILL)
+            await app.until("no daemon answers for", "not known: the broker does not answer")
+
+    with running(write_config(tmp_path)) as daemon:
+        daemon.complete(4)
+        asyncio.run(asyncio.wait_for(watch(daemon), 60))
+
+
+ILL = {
+    "indicator": "cpu", "points": 40.0, "value": 1.0, "symptom": "busy", "impact": "slow",
+    "cause": "because", "action": "wait",
+}  # fmt: skip
+
+
+def test_top_on_a_real_terminal_leaves_it_as_it_was(daemon: Daemon) -> None:
+    on = OnTerminal("--run-dir", str(daemon.run_dir), "top", COLUMNS="80", LINES="24")
+    on.expect("requests/s")
+    on.expect("processes")
+    on.type("q")
+    assert on.end() == 0
+    assert "\x1b[?1049l" in on.text, "the alternate screen is left"
+    gone = OnTerminal("--run-dir", "/nonexistent", "--timeout", "0.2", "top", NO_COLOR="1")
+    assert gone.end() == 3
+    assert "monitor.sock" in gone.text
+    assert "\x1b[?1049h" not in gone.text
 
 
 @contextlib.contextmanager

@@ -200,11 +200,11 @@ class AsyncClient:
 
     async def health(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """As Client.health."""
-        return await self._shared.monitor().ask({"op": "health"}, deadline_s)
+        return await self.ask_monitor("health", deadline_s=deadline_s)
 
     async def dashboard(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """As Client.dashboard."""
-        found = await self._shared.monitor().ask({"op": "dashboard"}, deadline_s)
+        found = await self.ask_monitor("dashboard", deadline_s=deadline_s)
         try:
             found["daemon"] = await self.status(deadline_s=deadline_s)
         except (Unavailable, DeadlineExceeded):
@@ -215,8 +215,12 @@ class AsyncClient:
         self, *, window_s: float = 60.0, model: str = "", deadline_s: float = 5.0
     ) -> dict[str, Any]:
         """As Client.stats."""
-        question = {"op": "stats", "window_s": window_s, "model": model}
-        return await self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
+        found = await self.ask_monitor("stats", window_s=window_s, model=model, deadline_s=deadline_s)
+        return found | {"client": self.counters()}
+
+    async def ask_monitor(self, op: str, *, deadline_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """As Client.ask_monitor."""
+        return await self._shared.monitor().ask({"op": op, **fields}, deadline_s)
 
     def metric(
         self,

@@ -191,13 +191,13 @@ class Client:
 
     def health(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """Score, grade and every deduction with symptom, impact, cause and action, as `walled.health/1`."""
-        return self._shared.monitor().ask({"op": "health"}, deadline_s)
+        return self.ask_monitor("health", deadline_s=deadline_s)
 
     def dashboard(self, *, deadline_s: float = 5.0) -> dict[str, Any]:
         """Everything in one map, as `walled.dashboard/1`: `stats` (times, rates, tokens), `metrics` and
         `totals` (processes, machine, cache, the application's own), `health`, `alerts`, and `daemon`: what
         `status` gives, or None while no broker answers."""
-        found = self._shared.monitor().ask({"op": "dashboard"}, deadline_s)
+        found = self.ask_monitor("dashboard", deadline_s=deadline_s)
         try:
             found["daemon"] = self.status(deadline_s=deadline_s)
         except (Unavailable, DeadlineExceeded):
@@ -208,8 +208,12 @@ class Client:
         """How requests fared in the last `window_s` seconds (at most 6 h), as `walled.stats/1`: `endings` by
         outcome and source, `tokens`, `phases` with p50_s, p95_s, p99_s and counts by `bounds_s`. `client`
         is what this client counted. `model`: only of this one."""
-        question = {"op": "stats", "window_s": window_s, "model": model}
-        return self._shared.monitor().ask(question, deadline_s) | {"client": self.counters()}
+        found = self.ask_monitor("stats", window_s=window_s, model=model, deadline_s=deadline_s)
+        return found | {"client": self.counters()}
+
+    def ask_monitor(self, op: str, *, deadline_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """Any question of docs/metrics.md to the monitor, for its reply's map."""
+        return self._shared.monitor().ask({"op": op, **fields}, deadline_s)
 
     def metric(
         self,

@@ -32,6 +32,7 @@ class Observer:
         self._wire = Wire(
             place.monitor, connect_timeout_s, lambda: presence.gone(place.run_dir, place.monitor)
         )
+        self._peer = place.monitor.removeprefix("ipc://")
         self._deadline_s = deadline_s
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class Observer:
             return self._wire.ask({"op": op, **fields}, self._deadline_s)
         except DeadlineExceeded:
             raise DaemonUnavailable(
-                f"the monitor did not answer {op} within {self._deadline_s:g} s"
+                f"the monitor at {self._peer} did not answer {op} within {self._deadline_s:g} s"
             ) from None
 
     def health(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from walled.core.builtin_alerts import NOT_OURS
@@ -25,6 +26,15 @@ PHASES = {
     "per token": "walled_request_per_output_token_seconds",
 }
 QUANTILES = ("0.5", "0.95", "0.99")
+HISTORIES = {
+    "requests": "walled_requests_total",
+    "tokens": "walled_tokens_total",
+    "depth": "walled_queue_depth",
+    "in flight": "walled_requests_in_flight",
+    **PHASES,
+}
+"""Lines that begin with what the monitor remembers, and the metric that is asked for."""
+COUNTED = ("requests", "tokens")
 _NOT_FAILED = {"ok", *NOT_OURS.split("|")}
 _OURS_NOT = set(NOT_OURS.split("|"))
 
@@ -83,6 +93,27 @@ class Picture:
     def seed_history(self, name: str, values: Iterable[float | None]) -> None:
         """What a series of `series` was before."""
         self._line(name).extendleft(reversed(list(values)))
+
+    def remember(self, histories: Mapping[str, Mapping[str, list[list[float]]]], now_s: float) -> None:
+        """What the monitor's memory says of the time before: for each name of HISTORIES the `series` of its
+        reply, in steps of a second."""
+        for name, series in histories.items():
+            steps: dict[int, float] = {}
+            growing = name in COUNTED
+            for key, points in series.items():
+                if not _wanted(name, key):
+                    continue
+                shown = [
+                    (at_s, max(0.0, value - before) / (at_s - before_s))
+                    for (before_s, before), (at_s, value) in pairwise(points)
+                ]
+                for at_s, value in shown if growing else points:
+                    steps[int(at_s)] = steps.get(int(at_s), 0.0) + value
+            last = max(steps, default=0)
+            if steps and last > now_s - POINTS:
+                # A look that comes late leaves a second out: what was before it still is.
+                seconds = range(last - POINTS + 1, last + 1)
+                self.seed_history(name, (steps.get(s, steps.get(s - 1, steps.get(s - 2))) for s in seconds))
 
     def take(self, topic: str, body: Mapping[str, Any]) -> bool:
         """Take a message; True when it is time for a `tick` with its time_s."""
@@ -188,8 +219,7 @@ class Picture:
 
     @property
     def depth(self) -> float | None:
-        by_class = self.by("walled_queue_depth", "class")
-        return by_class.get("all", sum(by_class.values())) if by_class else None
+        return self.value("walled_queue_depth")
 
     @property
     def oldest_s(self) -> float | None:
@@ -209,6 +239,15 @@ class Picture:
             found,
             key=lambda row: (order.index(row["state"]), _place(severe, row.get("severity")), row["rule"]),
         )
+
+
+def _wanted(name: str, series: str) -> bool:
+    """Whether a series of the history is part of a line."""
+    if name in PHASES:
+        return 'quantile="0.95"' in series
+    if name == "tokens":
+        return 'type="output"' in series
+    return True
 
 
 def _place(order: tuple[str, ...], value: Any) -> int:

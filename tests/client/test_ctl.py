@@ -425,10 +425,10 @@ class OnTerminal:
         until_s = time.monotonic() + timeout_s
         while words not in self.text:
             left_s = until_s - time.monotonic()
-            assert left_s > 0, f"{words!r} not in {self.text!r}"
+            assert left_s > 0, f"{words!r} not in {self.text[-3000:]!r}"
             if select.select([self._master], [], [], left_s)[0]:
                 try:
-                    self.text += os.read(self._master, 4096).decode()
+                    self.text += os.read(self._master, 4096).decode(errors="replace")
                 except OSError:
                     assert words in self.text, self.text
 
@@ -439,7 +439,7 @@ class OnTerminal:
     def end(self) -> int:
         try:
             while True:
-                self.text += os.read(self._master, 4096).decode()
+                self.text += os.read(self._master, 4096).decode(errors="replace")
         except OSError:
             pass  # the other side is closed
         os.close(self._master)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from walled_client.ctl import drawing
+from walled_client.ctl import drawing, panels
 from walled_client.ctl.health import next_action
+from walled_client.ctl.panels import View
 from walled_client.ctl.values import SPAN
 from walled_client.picture import POINTS, Picture
 from walled_client.profiling import added_up
 
 from walled.core import health
+from walled.sections import HealthConfig
 
 
 def told(picture: Picture, second: int, ok: float, failed: float = 0.0, hits: float = 0.0) -> None:
@@ -54,6 +56,23 @@ def test_a_new_life_of_the_monitor_is_no_fall_and_no_leap() -> None:
     told(picture, 11, 5)
     assert picture.requests_per_s is not None
     assert picture.requests_per_s >= 0
+
+
+def test_what_the_monitor_remembers_comes_before_what_is_heard() -> None:
+    picture = Picture()
+    counted = {
+        'walled_requests_total{outcome="ok"}': [[96.0, 10.0], [97.0, 14.0], [99.0, 20.0]],
+        'walled_requests_total{outcome="bad"}': [[97.0, 0.0], [99.0, 2.0]],
+    }
+    waits = {'walled_request_queue_seconds{quantile="0.95"}': [[98.0, 0.5], [99.0, 0.25]],
+             'walled_request_queue_seconds{quantile="0.5"}': [[98.0, 9.0]]}  # fmt: skip
+    picture.remember({"requests": counted, "queue": waits}, 99.5)
+    assert list(picture.series["requests"])[-4:] == [None, 4.0, 4.0, 4.0], (
+        "a second nobody looked at is filled"
+    )
+    assert list(picture.series["queue"])[-3:] == [None, 0.5, 0.25]
+    told(picture, 100, 5)
+    assert len(picture.series["queue"]) == POINTS
 
 
 def test_lines_are_bounded() -> None:
@@ -105,6 +124,50 @@ def test_numbers_for_people() -> None:
         7200,
         129_600,
     ]
+
+
+def everything() -> Picture:
+    picture = Picture()
+    told(picture, 1, 5)
+    picture.daemon = {
+        "version": "9.9", "state": "ready",
+        "workers": [{"worker": 0, "in_flight": 1, "slots": 2, "served": 7}],
+        "tree": {"supervisor": {"pid": 1, "uptime_s": 9e4}, "children": [
+            {"role": "worker", "slot": 0, "pid": 2, "phase": "failed", "restarts": 3, "detail": "x" * 300},
+        ]},
+    }  # fmt: skip
+    picture.health = health.judge(HealthConfig(), {"workers": 1.0, "queue": 99.0}).plain()
+    picture.alerts = [
+        {"rule": "r" * 60, "state": "firing", "severity": "critical", "for_s": 9.0, "value": 1e9,
+         "silence": None, "schema": {"fire": 1.0, "operator": ">"}},
+    ]  # fmt: skip
+    rows = [{"labels": {"class": name}, "value": 3} for name in ("interactive", "normal", "batch")]
+    picture.take("metric.walled_queue_depth", {"series": rows})
+    return picture
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 131, 132, 200, 400])
+@pytest.mark.parametrize("picture", [Picture(), everything()])
+def test_no_line_of_the_screen_is_longer_than_the_terminal(picture: Picture, width: int) -> None:
+    for silent_s in (0.0, 60.0):
+        view = View(explain=True, silent_s=silent_s, events=("e" * 300,))
+        lines = panels.screen(picture, width, view)
+        assert max(panels.length(line) for line in lines) <= width
+        assert {style for line in lines for _, style in line} <= set(panels.STYLES)
+
+
+def test_the_screen_says_what_hurts_and_what_is_not_known() -> None:
+    text = "\n".join(panels.plain(line) for line in panels.screen(everything(), 80, View(explain=True)))
+    for words in ("unhealthy, at most 49", "cause   ", "1 firing", "normal 3", "failed", "3 restarts"):
+        assert words in text
+    empty = "\n".join(panels.plain(line) for line in panels.screen(Picture(), 80, View()))
+    for words in (
+        "the broker does not answer",
+        "the monitor does not answer",
+        "no rules",
+        "no worker has told",
+    ):
+        assert words in empty
 
 
 def test_what_is_down_comes_before_what_hurts() -> None:

@@ -9,8 +9,10 @@ import math
 import sys
 from collections.abc import Sequence
 
-BLOCKS = "▁▂▃▄▅▆▇█"
-ASCII_BLOCKS = "_.:-=+*#"
+BLOCKS = "▁▂▃▄▅▆▇"
+"""Without the full block: lines above each other would run into one."""
+ASCII_BLOCKS = "_.:-=+*"
+FULL = "█"
 NOTHING = "-"
 """Stands for a number that is not known."""
 
@@ -60,7 +62,7 @@ def squeezed(values: Sequence[float | None], width: int) -> list[float | None]:
 def bar(share: float, width: int, steps: str = BLOCKS) -> str:
     """A bar that is full at 1."""
     full = round(min(1.0, max(0.0, share)) * width)
-    return (steps[-1] * full).ljust(width, "·" if steps == BLOCKS else " ")
+    return ((FULL if steps == BLOCKS else "#") * full).ljust(width, "·" if steps == BLOCKS else " ")
 
 
 def span(value_s: float | None) -> str:

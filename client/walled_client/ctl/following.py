@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import click
@@ -62,7 +62,7 @@ def messages(terminal: Terminal, topics: tuple[str, ...]) -> Iterator[Message]:
                 yield message
 
 
-def pictures(terminal: Terminal) -> Iterator[Picture]:
+def pictures(terminal: Terminal) -> Generator[Picture, None, None]:
     """The daemon once a second; the first one has rates of the last minute from the monitor's memory."""
     picture = Picture()
     with terminal.subscriber(("metric.", "health")) as subscriber:

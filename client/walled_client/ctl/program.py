@@ -126,7 +126,7 @@ program = Program(
         "queue": "daemon", "cache": "cache", "config": "config", "reload": "daemon", "stop": "daemon",
         "demo": "demo", "health": "health", "alerts": "alerts", "stat": "stat", "latency": "stat",
         "metrics": "metrics", "history": "metrics", "events": "metrics", "check": "check",
-        "profile": "profile",
+        "profile": "profile", "top": "top",
     },
     help="Talk to a walled daemon and look after it.\n\nExample: walled-ctl ask 'Is it still for sale?'",
     epilog=EPILOG,
