@@ -48,7 +48,7 @@ PLAIN = {
 KEYS = " q quit   e explain   p pause   arrows scroll"
 
 
-class Board(ScrollView, can_focus=True):
+class Board(ScrollView):
     """Lines of styled text; drawn anew only where they changed."""
 
     DEFAULT_CSS = """
@@ -67,6 +67,7 @@ class Board(ScrollView, can_focus=True):
 
     def __init__(self, styles: dict[str, Style]) -> None:
         super().__init__()
+        self.can_focus = True
         self._styles = styles
         self.lines: list[Line] = []
 
