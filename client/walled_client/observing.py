@@ -79,11 +79,17 @@ class Observer:
     def unsilence(self, rule: str) -> None:
         self.ask("alerts.unsilence", rule=rule)
 
-    def test_alert(self, rule: str, since_s: float = 600.0, series: str = "") -> list[dict[str, Any]]:
-        """The changes of state the rule would have made on the history."""
-        found: list[dict[str, Any]] = self.ask("alerts.test", rule=rule, since_s=since_s, series=series)[
-            "changes"
-        ]
+    def test_alert(
+        self, rule: str, since_s: float = 600.0, series: str = "", schema: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """The changes of state the rule would have made on the history, at most 7 days back.
+
+        `series`: looking at this one alone; `schema`: of a rule that is not there yet, or other values of one
+        that is. Nobody is told, and nothing is changed.
+        """
+        found: list[dict[str, Any]] = self.ask(
+            "alerts.test", rule=rule, since_s=since_s, series=series, schema=schema
+        )["changes"]
         return found
 
     def close(self) -> None:

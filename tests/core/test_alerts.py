@@ -244,15 +244,6 @@ def test_rules_come_and_go_at_run_time() -> None:
             ask("cpu")
 
 
-def test_replay_says_what_would_have_been() -> None:
-    samples = [(float(t), 0.95 if 10 <= t < 20 else 0.1) for t in range(60)]
-    assert [(c.after, c.at_s) for c in alerts.replay(rule(), samples)] == [
-        ("ok", 0.0), ("pending", 10.0), ("firing", 13.0), ("clearing", 20.0), ("ok", 23.0),
-    ]  # fmt: skip
-    with pytest.raises(BadRequest):
-        alerts.replay(builtin_alerts.BY_NAME["errors"], samples)
-
-
 @pytest.mark.parametrize(
     ("how", "wanted"),
     [("avg", 2.0), ("min", 0.0), ("max", 4.0), ("p50", 2.0), ("p99", 4.0), ("last", 4.0), ("slope_per_hour", 3600)],  # noqa: E501

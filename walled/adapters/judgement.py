@@ -14,7 +14,7 @@ from typing import Any
 from walled.adapters import alert_state
 from walled.adapters.actions import Actions
 from walled.config import Config
-from walled.core import alert_rules, alerts, builtin_alerts, health, leak
+from walled.core import alert_replay, alert_rules, builtin_alerts, health, leak
 from walled.core.alert_rules import Rule
 from walled.core.alerts import Alerts, Notify, RunAction
 from walled.core.history import History
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LEAK_EVERY_S = 60.0
 LEAK_WINDOW_S = 6 * 3600.0
 STATE_FILE = "alerts.state"
+WEEK_S = 7 * 86_400.0
 RENEW_S = 5.0
 LEASE_S = 15.0
 """Remedies in force end so long after they were said last."""
@@ -232,13 +233,13 @@ class Judgement:
         return self._done()
 
     def _test(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:
-        """{"rule", "series": of the history (the metric's own without labels if left out), "since_s"}."""
-        rule = self._alerts.rule(_text(question, "rule"))
-        since_s = question.get("since_s", 600)
-        if isinstance(since_s, bool) or not isinstance(since_s, int | float):
-            raise BadRequest("since_s: seconds back from now are needed")
-        series = str(question.get("series") or rule.metric)
-        changes = alerts.replay(rule, self._history.window(series, now_s - since_s))
+        """{"rule", "schema": to try before it is added, "since_s", "series": only this one}."""
+        name, given, since_s = _text(question, "rule"), question.get("schema"), question.get("since_s", 600)
+        if isinstance(since_s, bool) or not isinstance(since_s, int | float) or not 0 < since_s <= WEEK_S:
+            raise BadRequest("since_s: seconds back from now, at most 7 days, are needed")
+        rule = self._alerts.rule(name) if given is None else self._alerts.draft(name, given)
+        series = str(question.get("series") or "")
+        changes = alert_replay.replay(rule, self._history, now_s - since_s, series)
         return {"schema": "walled.alert_test/1", "ok": True, "changes": [c._asdict() for c in changes]}
 
     def _health_now(self, question: dict[str, Any], now_s: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Alerts: what state each rule is in, who is told, what is done. A table and its bookkeeping.
 
-May live here: states, silences, inhibition, repetition, history, what outlives a restart, replay. May not:
+May live here: states, silences, inhibition, repetition, history, what outlives a restart. May not:
 clocks, sockets, files, carrying anything out (adapters/actions.py); the number a rule judges
 (core/alert_rules.py).
 
@@ -10,8 +10,7 @@ A missing number neither ends an alert nor begins its waiting anew: the clock of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -234,17 +233,22 @@ class Alerts:
     def add(self, name: str, given: Any) -> Rule:
         """Take a new rule, or change one that exists. Raises BadRequest with every mistake; then nothing has
         changed."""
-        known = self._rules.get(name)
-        if known is None and len(self._rules) >= alert_rules.MAX_RULES:
+        if name not in self._rules and len(self._rules) >= alert_rules.MAX_RULES:
             raise BadRequest(f"there are {alert_rules.MAX_RULES} rules already; remove one")
-        rule = alert_rules.parse(name, given, known, f"alerts.rules.{name}"[:100], self._actions)
-        if isinstance(rule, list):
-            raise BadRequest("; ".join(rule))
+        rule = self.draft(name, given)
         self._rules[name] = rule
         self._added[name] = msgspec.to_builtins(rule)
         self._removed.discard(name)
         self._standings.setdefault(name, _Standing())
         self.changed = True
+        return rule
+
+    def draft(self, name: str, given: Any) -> Rule:
+        """The rule that `add` would take. Raises BadRequest with every mistake."""
+        path = f"alerts.rules.{name}"[:100]
+        rule = alert_rules.parse(name, given, self._rules.get(name), path, self._actions)
+        if isinstance(rule, list):
+            raise BadRequest("; ".join(rule))
         return rule
 
     def remove(self, name: str) -> None:
@@ -375,47 +379,3 @@ def _steps(rule: Rule, standing: _Standing, signal: Signal, now_s: float) -> Ite
 
 def _is_remedy(effect: Effect) -> bool:
     return isinstance(effect, RunAction) and effect.action in REMEDIES
-
-
-class _Replayed:
-    """A Reader of one number that was measured before."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[float, float]] = []
-
-    def series(
-        self, name: str, match: Mapping[str, str] | None = None
-    ) -> Iterable[tuple[dict[str, str], float]]:
-        return [({}, self.samples[-1][1])] if self.samples else []
-
-    def quantile(self, name: str, q: float, match: Mapping[str, str] | None, window_s: float) -> float | None:
-        return None
-
-    def rate(self, name: str, match: Mapping[str, str] | None, window_s: float) -> float | None:
-        return None
-
-    def window(self, name: str, labels: Mapping[str, str], window_s: float) -> Sequence[tuple[float, float]]:
-        since_s = self.samples[-1][0] - window_s if self.samples else 0.0
-        return [sample for sample in self.samples if sample[0] >= since_s]
-
-    def kind(self, name: str) -> str | None:
-        return "gauge"
-
-
-def replay(rule: Rule, samples: Sequence[tuple[float, float]]) -> list[Change]:
-    """The changes the rule would have made on these samples (time, value), oldest first. A counter's samples
-    are its totals; rate is looked at as their growth. Ratios and burn rates need more than one series and are
-    refused with BadRequest."""
-    if rule.aggregate in ("ratio", "burn_rate"):
-        raise BadRequest(f"{rule.name}: a {rule.aggregate} cannot be replayed, it is made of several series")
-    if rule.aggregate == "rate":
-        samples = [(t2, max(0.0, v2 - v1) / (t2 - t1)) for (t1, v1), (t2, v2) in pairwise(samples) if t2 > t1]
-        rule = msgspec.structs.replace(rule, aggregate="avg")
-    own = msgspec.structs.replace(rule, match={}, inhibited_by=(), actions=())
-    alerts, reader, changes = Alerts([own]), _Replayed(), []
-    for time_s, value in samples:
-        reader.samples.append((time_s, value))
-        changes += [e for e in alerts.evaluate(time_s, reader) if isinstance(e, Change)]
-        if len(reader.samples) > 4000:
-            del reader.samples[:1000]
-    return changes

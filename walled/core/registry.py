@@ -294,8 +294,12 @@ class Registry:
 
 def series_key(name: str, labels: Labels) -> str:
     """The name of a series in the history: name{label="value",...}, labels in order."""
-    inner = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    inner = ",".join(f'{label}="{_quotable(value)}"' for label, value in sorted(labels.items()))
     return f"{name}{{{inner}}}" if inner else name
+
+
+def _quotable(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _sound(value: Any) -> bool:

@@ -177,10 +177,7 @@ def alerts_test(terminal: Terminal, rule: str, since: float, series: str) -> int
         if rule not in found:
             raise BadRequest(f"no rule {rule!r}; there are {', '.join(sorted(found))}")
         schema = found[rule]["schema"]
-        names = [series] if series else _series(schema, observer.ask("metrics.list")["series"])
-        if not names:
-            raise BadRequest(f"there is no history of {schema['metric']} yet, the metric of {rule}")
-        changes = {name: observer.test_alert(rule, since, name) for name in names}
+        changes = {series or schema["metric"]: observer.test_alert(rule, since, series)}
     data = {"schema": "walled.alert_replay/1", "ok": True, "rule": rule, "since_s": since, "changes": changes}
 
     def show() -> None:
@@ -193,16 +190,6 @@ def alerts_test(terminal: Terminal, rule: str, since: float, series: str) -> int
 
     terminal.emit(data, show)
     return EXIT_OK
-
-
-def _series(schema: dict[str, Any], known: list[str]) -> list[str]:
-    """Those of the rule's metric; of a histogram the quantile the rule looks at, as near as it is kept."""
-    own = [name for name in known if name.partition("{")[0] == schema["metric"]]
-    quantiles = [name for name in own if name.startswith(f'{schema["metric"]}{{quantile="')]
-    if quantiles:
-        wanted = {"p50": "0.5", "p99": "0.99"}.get(schema["aggregate"], "0.95")
-        own = [name for name in quantiles if f'quantile="{wanted}"' in name]
-    return own[:MAX_SERIES]
 
 
 @alerts_verb.command("export", epilog="Example: walled-ctl alerts export > walled.rules.yml")
