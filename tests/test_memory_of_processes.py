@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,11 +19,12 @@ from walled_client import Client
 from tests.daemon_process import Daemon, running, write_config
 from tests.worker_bench import BrokerEnd, RunningWorker, scripted_config
 from walled import config as cfg
-from walled import errors
+from walled import errors, monitor, protocol
 from walled import link as lk
 from walled.adapters import process
 from walled.adapters.cache import CacheReader, CacheWriter
 from walled.adapters.relief import SelfProbe, SelfRelief, limits_of
+from walled.adapters.sockets import Hub, Poller
 from walled.core.memory import Limits
 from walled.core.record import Record
 
@@ -205,6 +208,56 @@ def test_running_out_of_memory_is_a_typed_error_and_a_wish_for_a_new_process(tmp
         worker.order("stop")
         worker.join()
         broker.close()
+
+
+# --- the monitor -----------------------------------------------------------------------------------
+
+
+def test_a_monitor_over_its_budget_says_so_saves_what_it_knows_and_makes_room_for_another(
+    tmp_path: Path,
+) -> None:
+    config = cfg.from_plain(
+        {
+            "daemon": {"run_dir": str(tmp_path)},
+            "memory": {"monitor_budget_bytes": 100 * MB, "check_interval_s": 0.05},
+        }
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    supervisor = process.Link(ours)
+    spawn = lk.Spawn("monitor", 0, "", b"", cfg.to_plain(config), os.getpid(), 1)
+    found = monitor.Monitor(spawn, process.Link(theirs))
+    probe = Full(30 * MB)
+    found._relief._probe, found._relief._system = probe, never_short()
+    hub = Hub()
+    events = hub.subscriber(cfg.endpoints(tmp_path).metrics, [b"event.memory_remedy", b"metric.counters"])
+    events.connect()
+    status: list[int] = []
+    thread = threading.Thread(target=lambda: status.append(found.run()))
+    thread.start()
+    try:
+        poller = Poller([events])
+        while not (events.receive() and found._relief.gauges()["memory_uss_bytes"]):
+            assert poller.wait(20.0), "nothing is published"
+        probe.size_bytes = 90 * MB
+        thread.join(20.0)
+        assert status == [0]
+        assert (tmp_path / monitor.STATE_FILE).exists()
+        rows = found._registry.series("walled_events_total")
+        counted = {labels["event"]: value for labels, value in rows}
+        for remedy in ("gc", "malloc_trim", "recycle"):
+            assert counted[f"memory_remedies_total.{remedy}"] == 1
+        told: list[dict[str, Any]] = []
+        while len(told) < 3 and poller.wait(5.0):
+            found_now = [part for part in events.receive() if part[0] == b"event.memory_remedy"]
+            told += [protocol.unpack_map(body) for _, body in found_now]
+        assert [one["remedy"] for one in told] == ["gc", "malloc_trim", "recycle"]
+        assert {one["process"] for one in told} == {"monitor"}
+    finally:
+        found._stopping = True
+        thread.join(5.0)
+        found.close()
+        hub.close()
+        supervisor.close()
 
 
 # --- the daemon ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from walled.adapters.datagrams import MAX_BYTES, Letterbox
 from walled.adapters.descriptors import Door
 from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
+from walled.adapters.relief import SelfRelief, limits_of
 from walled.adapters.scrape import ScrapeServer
 from walled.adapters.system import SystemProbe
 from walled.config import Config
@@ -112,6 +113,10 @@ class Monitor:
             raise BootError(f"monitor.prometheus_token_env: {variable} is not set in the environment")
         self._scrape = ScrapeServer(port, token) if port else None
         self._stopping = False
+        memory = self._config.memory
+        self._relief = SelfRelief(
+            memory, limits_of(memory, memory.monitor_budget_bytes), self._count_own, {"recycle": self._leave}
+        )
 
     def run(self) -> int:
         """Returns the exit status."""
@@ -123,6 +128,7 @@ class Monitor:
             if now_s >= beat_due_s:
                 self._link.send(wire.Status("ready"))
                 self._watch_the_doors()
+                self._relief.look(now_s)
                 beat_due_s = now_s + BEAT_S
             if now_s >= counters_due_s:
                 self._publish(COUNTERS_TOPIC, self._counters.picture())
@@ -169,6 +175,21 @@ class Monitor:
                 "kept out" if shut else "let in again",
             )
 
+    def _leave(self) -> None:
+        """Be replaced: what is worth keeping is saved, and the supervisor starts another one at once."""
+        self._stopping = True
+
+    def _count_own(self, name: str, increment: int) -> None:
+        self._counted("monitor", {name: increment})
+
+    def _counted(self, source: str, found: dict[str, Any]) -> None:
+        """Counters under names of their own; a remedy against too much memory is announced as well."""
+        readings.counters(self._registry, source, found)
+        for name in found:
+            kind, _, remedy = str(name).partition(".")
+            if kind == "memory_remedies_total":
+                self._publish(b"event.memory_remedy", {"process": source, "remedy": remedy[:40]})
+
     def _take_orders(self) -> None:
         for message in self._link.receive():
             if not isinstance(message, wire.Order):
@@ -196,6 +217,7 @@ class Monitor:
     def _reconfigure(self, config: Config) -> None:
         self._config = config
         self._judgement.reconfigure(config)
+        self._relief.reconfigure(config.memory, limits_of(config.memory, config.memory.monitor_budget_bytes))
         logs.set_level(config.daemon.log_level)
 
     def _take_deltas(self) -> None:
@@ -210,7 +232,7 @@ class Monitor:
             self._counters.apply(delta)
             source, own, gauges = delta.get("from"), delta.get("counters"), delta.get("gauges")
             if isinstance(source, str):
-                readings.counters(self._registry, source, own if isinstance(own, dict) else {})
+                self._counted(source, own if isinstance(own, dict) else {})
                 if source == "broker" and isinstance(gauges, dict):
                     readings.gauges(self._registry, gauges)
                 if source == "broker" and isinstance(delta.get("models"), dict):
@@ -408,3 +430,4 @@ class Monitor:
             fresh.replace(self._state_path)
         except OSError as exc:
             log.warning("%s: the history cannot be kept: %s", self._state_path, exc)
+        process.give_freed_memory_back()  # all of it was once more in memory, packed

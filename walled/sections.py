@@ -78,7 +78,7 @@ class SupervisorConfig(_Section, frozen=True, kw_only=True):
     backoff_max_s: Seconds = 10.0
     start_timeout_s: Seconds = 300.0
     """Longest time a child may take until it is ready (loading a big model from a slow disk)."""
-    hang_timeout_s: Annotated[float, msgspec.Meta(ge=0.75, le=3600)] = 4.0
+    hang_timeout_s: Annotated[float, msgspec.Meta(ge=0.75, le=3600)] = 3.5
     """A child whose working loop has been silent for this long is killed and replaced."""
     stop_timeout_s: Seconds = 5.0
     """Between asking a child to stop and killing it."""
@@ -118,6 +118,8 @@ class MemoryConfig(_Section, frozen=True, kw_only=True):
     part, for each worker, of `system_percent` of the machine's memory."""
     broker_budget_bytes: NonNegative = 1024 * 1024 * 1024
     """The same for the broker, which is not replaced; 0: none."""
+    monitor_budget_bytes: NonNegative = 512 * 1024 * 1024
+    """The same for the monitor, which is replaced; 0: none."""
     system_percent: Annotated[float, msgspec.Meta(ge=1, le=100)] = 75.0
     """With this share of the machine's memory in use all processes give back what they can do without."""
     system_critical_percent: Annotated[float, msgspec.Meta(ge=1, le=100)] = 90.0

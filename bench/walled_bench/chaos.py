@@ -52,10 +52,11 @@ RECOVERY_LIMIT_S = 15.0
 HANG_LIMIT_S = 5.0
 OUTSIDERS = 2
 SAMPLE_S = 1.0
-WARM_UP_S = 15.0
-JUDGED_S = 30.0
+WARM_UP_S = 45.0
+"""The broker, above all, takes so long until its memory is as large as it stays."""
+JUDGED_S = 12.0
 """A life that is judged for growth has at least so many seconds after its warm-up."""
-GROWTH_LIMIT_MB_PER_MIN = 6.0
+GROWTH_LIMIT_MB_PER_MIN = 4.0
 WORKER_BUDGET_BYTES = 120_000_000
 BROKER_LIMIT_BYTES = 200_000_000
 LOST_TO_A_FILE = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
