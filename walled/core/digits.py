@@ -203,7 +203,7 @@ def _mixed(word: str) -> str:
     if glued := _glued(word):
         return glued
     letters = [letter for letter in word if letter.isalpha()]
-    if len(letters) <= max(2, len(word) // 2) and all(letter in "oqils" for letter in letters):
+    if len(letters) <= max(2, 2 * len(word) // 3) and all(letter in "oqils" for letter in letters):
         return word.translate(_LETTER_DIGITS)
     return ""
 
@@ -294,7 +294,8 @@ def _enumeration(row: Row) -> bool:
     steps = {after - before for before, after in zip(values, values[1:], strict=False)}
     if len(steps) == 1 and 0 not in steps:
         return True
-    return row.text.count(",") >= len(values) - 2 and all(step > 0 for step in steps)
+    spoken = any(element.word for element in elements)
+    return not spoken and row.text.count(",") >= len(values) - 2 and all(step > 0 for step in steps)
 
 
 def _listed(row: Row) -> bool:

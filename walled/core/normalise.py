@@ -114,9 +114,13 @@ _AT: Final = re.compile(
 )
 _ADDRESS: Final = re.compile(r"[@(\[{<]|rroba|\barob|\bdot\b|\bpunto\b|\bat[-_*]|\bat (?:" + _PROVIDERS + ")")
 """Where none of this occurs nothing is an address that has to be written out."""
-_DOT: Final = re.compile(
-    r" ?[(\[{<] ?(?:dot|punto|\.) ?[)\]}>] ?| ?[-_*]+(?:dot|punto)[-_*]+ ?| (?:dot|punto) (?=[a-z]{2,12}\b)"
+_SIGN_DOT: Final = r" ?[(\[{<] ?(?:dot|punto|\.) ?[)\]}>] ?| ?[-_*]+(?:dot|punto)[-_*]+ ?"
+_DOT: Final = re.compile(_SIGN_DOT + r"| (?:dot|punto) (?=[a-z]{2,40}\b)")
+_DOT_ALONE: Final = re.compile(
+    _SIGN_DOT + r"| (?:dot|punto) (?=(?:com|net|org|info|shop|online|xyz|site|store|eu|io|app|club|top|co)\b)"
+    r"| (?:dot|punto) (?=es(?: ?[,;!?/]| barra\b|\.? ?\Z))"
 )
+"""Where there is no "at", a "dot" is one only before what can end a name: "el punto es que", "punto de"."""
 
 
 def views(text: str) -> Views:
@@ -127,7 +131,8 @@ def views(text: str) -> Views:
     other = _MIXED.sub(_deleet_l, joined) if "1" in joined or "!" in joined or "|" in joined else ""
     address = _MIXED_NO_AT.sub(_deleet, joined) if "@" in joined else plain
     if _ADDRESS.search(address):
-        address = _DOT.sub(".", _AT.sub("@", address))
+        address = _AT.sub("@", address)
+        address = (_DOT if "@" in address else _DOT_ALONE).sub(".", address)
     return Views(
         seen,
         plain if plain != seen else "",
