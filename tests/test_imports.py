@@ -27,7 +27,19 @@ CONTRACTS |= {"walled.schema", "walled.sections"}
 # Pure data and checks that the configuration needs to refuse a broken rule at load.
 CONTRACTS |= {f"walled.core.{name}" for name in ("alert_rules", "builtin_alerts", "catalogue", "leak")}
 
-ONE_DOOR = ("zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess")
+ONE_DOOR = (
+    "zmq",
+    "lmdb",
+    "psutil",
+    "ollama",
+    "xllamacpp",
+    "httpx",
+    "setproctitle",
+    "subprocess",
+    "re2",
+    "jsonschema",
+    "referencing",
+)
 """Libraries only one module of the daemon and client may import."""
 
 SECOND_DOORS = {
@@ -42,7 +54,7 @@ apart for both dialects."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",
-    "multiprocessing", "ollama", "os", "pathlib", "psutil", "random", "secrets", "select", "selectors",
+    "multiprocessing", "ollama", "os", "pathlib", "psutil", "random", "secrets", "re2", "jsonschema", "select", "selectors",
     "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "urllib",
     "uuid", "xllamacpp", "zmq",
 }  # fmt: skip
@@ -141,7 +153,7 @@ def step(name: str) -> int:
         return 2
     if name.startswith("walled.core"):
         return 3
-    if name.startswith(("walled.adapters", "walled.models", "walled.templates")):
+    if name.startswith(("walled.adapters", "walled.models", "walled.templates", "walled.rules")):
         return 4
     if name in ROLES:
         return 5
@@ -302,7 +314,7 @@ def declared(lists: list[list[str]]) -> set[str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     extras = [items for name, items in PROJECT["optional-dependencies"].items() if name != "dev"]
-    known = {"pyzmq": "zmq"}
+    known = {"pyzmq": "zmq", "google-re2": "re2"}
     packages = {known.get(name, name) for name in declared([PROJECT["dependencies"], *extras])}
     ours = {"walled", "walled_client", "walled_bench"}
     imported = {
@@ -331,7 +343,7 @@ def test_the_doors_the_documents_name_are_the_real_ones() -> None:
             stated[line.split("|")[1].strip()] = path[1].replace("/", ".")
     assert {"lmdb", "pyzmq", "ollama"} <= set(stated)
     for package, name in stated.items():
-        library = {"pyzmq": "zmq"}.get(package, package)
+        library = {"pyzmq": "zmq", "google-re2": "re2"}.get(package, package)
         assert any(found.target.split(".")[0] == library for found in modules[name].imports), (package, name)
 
 

@@ -34,6 +34,7 @@ from walled.sections import (
     ScriptedConfig,
     SupervisorConfig,
     TemplatesConfig,
+    ValidationConfig,
 )
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "ScriptedConfig",
     "SupervisorConfig",
     "TemplatesConfig",
+    "ValidationConfig",
     "cache_dir",
     "default_cache_dir",
     "default_run_dir",

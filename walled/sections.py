@@ -181,6 +181,44 @@ class TemplatesConfig(_Section, frozen=True, kw_only=True):
     """Where the language of the request cannot be told."""
 
 
+class ValidationConfig(_Section, frozen=True, kw_only=True):
+    """What answers must not say, and what happens to those that do (docs/validation.md)."""
+
+    enabled: bool = False
+    """Judge answers by rules before anybody sees them. Needs the extra `validation`."""
+    builtin: bool = True
+    """Use the marketplace rules that ship with walled (Spanish, English)."""
+    files: tuple[str, ...] = ()
+    """TOML files with more rules; one of the same name replaces that of the set."""
+    canaries: tuple[Annotated[str, msgspec.Meta(min_length=6, max_length=256)], ...] = ()
+    """Marks put into prompts that no answer may hold."""
+    block_at: Annotated[int, msgspec.Meta(ge=1, le=100)] = 50
+    """An answer of this score and more is withheld."""
+    regenerations: Annotated[int, msgspec.Meta(ge=0, le=5)] = 1
+    """How often a withheld answer is tried again for one request, when its deadline allows."""
+    regenerate_budget: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    """Further tries per request, over time, of a worker."""
+    regenerate_hint: Annotated[str, msgspec.Meta(max_length=2000)] = (
+        "Your last reply was withheld because it broke these rules: {rules}. Answer again without contact "
+        "details, links, personal data, pressure, or any way to pay or talk outside this platform."
+    )
+    """Put into the system prompt of a further try; {rules} stands for the names; "" for nothing."""
+    holdback_chars: Annotated[int, msgspec.Meta(ge=0, le=4000)] = 120
+    """Characters of a stream that wait until what follows them is known."""
+    max_answer_chars: Annotated[int, msgspec.Meta(ge=1000, le=200_000)] = 50_000
+    """A longer answer cannot be judged in time and is withheld."""
+    json_schema: bool = True
+    """Withhold an answer that is not what the request's `format` asks for."""
+    may_skip: bool = False
+    """A request with validation = "off" in its context is not judged."""
+    prompt_max_chars: NonNegative = 0
+    """Longer prompts are refused, all messages together; 0: no limit."""
+    prompt_max_messages: NonNegative = 0
+    """Prompts of more messages are refused; 0: no limit."""
+    prompt_block_at: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
+    """A prompt whose last user message has this score by the rules for prompts is refused; 0: never."""
+
+
 class AlertsConfig(_Section, frozen=True, kw_only=True):
     """What is watched and who is told (docs/alerts.md)."""
 
@@ -326,6 +364,8 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     """"" follows cache.policy."""
     ttl_s: SecondsOrZero | None = None
     stale_ttl_s: SecondsOrZero | None = None
+    validation: Literal["", "off"] = ""
+    """"" follows validation.enabled."""
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -342,6 +382,7 @@ class Config(_Section, frozen=True, kw_only=True):
     memory: MemoryConfig = MemoryConfig()
     ladder: LadderConfig = LadderConfig()
     templates: TemplatesConfig = TemplatesConfig()
+    validation: ValidationConfig = ValidationConfig()
     alerts: AlertsConfig = AlertsConfig()
     health: HealthConfig = HealthConfig()
     routes: dict[EntryName, RouteConfig] = {}

@@ -2,21 +2,19 @@
 
 May live here: compiling, matching, words for what is wrong with a pattern. May not: rules.
 
-RE2 has no backtracking, so no pattern and no text can stall a worker. All patterns of a kind are matched in one
-pass (RE2::Set); where one of them matched is asked of it alone.
+RE2 has no backtracking, so no pattern and no text can stall a worker. All patterns of a kind stand behind
+one automaton of the words they need (FilteredRE2); only those whose words occur are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from walled.errors import ConfigError
 
-MAX_SET_BYTES = 256 * 1024 * 1024
-"""Bound on the automaton of a set. It grows with what is met; a set that could not hold a single state would
-find nothing, so this is far above what any set of ours has used."""
 MAX_PATTERN_BYTES = 16 * 1024 * 1024
+"""Bound on the automaton of one pattern; past it RE2 begins it anew or goes without, still in linear time."""
 
 EXTRA = 'pip install "walled[validation]"'
 
@@ -27,7 +25,8 @@ def engine() -> Re2:
         import re2
     except ImportError:
         raise ConfigError(
-            f"validation.enabled: needs the package google-re2, which is not installed; install it with: {EXTRA}"
+            f"validation.enabled: needs the package google-re2, which is not installed; "
+            f"install it with: {EXTRA}"
         ) from None
     return Re2(re2)
 
@@ -38,11 +37,10 @@ class Re2:
     def __init__(self, library: Any) -> None:
         self._re2 = library
 
-    def _options(self, max_bytes: int, *, keep_case: bool = True) -> Any:
+    def _options(self, max_bytes: int) -> Any:
         options = self._re2.Options()
         options.log_errors = False
         options.max_mem = max_bytes
-        options.case_sensitive = keep_case
         return options
 
     def problem(self, pattern: str) -> str:
@@ -57,8 +55,16 @@ class Re2:
             return f"`{pattern}` matches an empty text, and so every text"
         return ""
 
-    def compile(self, patterns: Sequence[str], *, keep_case: bool = False) -> Re2Matcher:
-        options = self._options(MAX_SET_BYTES)
+    def searcher(self, pattern: str) -> Callable[[str], bool]:
+        """Whether a pattern of whatever origin occurs in a text. ValueError when RE2 does not take it."""
+        try:
+            compiled = self._re2.compile(pattern, self._options(MAX_PATTERN_BYTES))
+        except self._re2.error:
+            raise ValueError("not a regular expression of RE2") from None
+        return lambda text: compiled.search(text) is not None
+
+    def compile(self, patterns: Sequence[str]) -> Re2Matcher:
+        options = self._options(MAX_PATTERN_BYTES)
         together = None
         if len(patterns) > 1:
             together = self._re2.Filter()

@@ -1,11 +1,11 @@
 """What rules find in a text: score, level, verdict, reasons; and the text repaired.
 
-May live here: running every kind of rule over a text, adding up. May not: reading rules (rules.py), when a text
-is checked and what follows (holdback.py, worker).
+May live here: running every kind of rule over a text, adding up. May not: reading rules (rules.py), when a
+text is checked and what follows (holdback.py, worker).
 
-The score is 100 * (1 - product of (1 - points / 100)) over the rules that matched: two medium finds weigh more
-than one, and no number of low ones reaches 100. Levels: safe below 10, low below 30, medium below 50, high
-below 80, critical from there.
+The score is 100 * (1 - product of (1 - points / 100)) over the rules that matched: two medium finds weigh
+more than one, and no number of low ones reaches 100. Levels: safe below 10, low below 30, medium below 50,
+high below 80, critical from there.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _applies(rules: RuleSet, name: str, facts: Facts, side: str) -> bool:
         return True
     for key, wanted in when.context.items():
         value = facts.context.get(key, "")
-        if (wanted == "*" and not value) or (wanted != "*" and value != wanted):
+        if (wanted == "*" and not value) or (wanted not in ("*", value)):
             return False
     return name not in rules.prompts or bool(rules.prompts[name].which(folded(facts.prompt)))
 

@@ -10,6 +10,7 @@ and NIE: the letter is the number modulo 23 of a fixed row. Books and barcodes: 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -24,32 +25,38 @@ _UNIT_END: Final = re.compile(r"[0-9]+[ls]\Z")
 _PAIRS: Final = re.compile(r"(?:[0-9][a-z]){5,}[0-9]?\Z|(?:[a-z][0-9]){6,}[a-z]?\Z")
 """Figures with a letter between any two: "6a5b4c"."""
 _BETWEEN: Final = frozenset(" -._/\\()[]{}*|,;~+·'\":=<>\n#^")
-_JOINING: Final = frozenset(
-    ("y", "and", "then", "luego", "despues", "guion", "dash", "espacio", "space", "punto", "dot", "mas", "plus", "followed", "by")
-)  # fmt: skip
+_JOINING: Final = frozenset((
+    "y", "and", "then", "luego", "despues", "guion", "dash", "espacio", "space", "punto", "dot", "mas",
+    "plus", "followed", "by",
+))  # fmt: skip
 MAX_WORD_CHARS: Final = 120
 _NUMBER_WORD: Final = re.compile("[0-9]|" + "|".join(sorted(number_words.WORDS, key=len, reverse=True)))
 MAX_GAP_CHARS: Final = 5
 """More than this between two figures, and they are no one row."""
-_UNITS: Final = frozenset(
-    "eur euro euros e usd gbp dolar dolares dollar dollars pound pounds libras quid k km kms kilometros "
-    "kilometers kilometres miles millas cm mm m metros metres meters ft feet pies pulgadas inch inches in kg kilos "
-    "g gr gramos grams lb lbs gb tb mb w kw v hz khz mhz ghz mah ah wh l litros litres liters ml cv hp anos "
-    "years meses months dias days horas hours minutos minutes piezas pieces fotos disparos shots percent por "
-    "ciento mil x unidades units metro personas people plazas puertas".split()
-) - {"por", "e", "in", "k"}  # fmt: skip
+_UNITS: Final = frozenset((
+    "eur", "euro", "euros", "usd", "gbp", "dolar", "dolares", "dollar", "dollars", "pound", "pounds",
+    "libras", "quid", "km", "kms", "kilometros", "kilometers", "kilometres", "miles", "millas", "cm",
+    "mm", "m", "metros", "metres", "meters", "ft", "feet", "pies", "pulgadas", "inch", "inches", "kg", "kilos", "g", "gr", "gramos", "grams", "lb", "lbs", "gb", "tb", "mb", "w", "kw", "v", "hz",
+    "khz", "mhz", "ghz", "mah", "ah", "wh", "l", "litros", "litres", "liters", "ml", "cv", "hp", "anos",
+    "years", "meses", "months", "dias", "days", "horas", "hours", "minutos", "minutes", "piezas",
+    "pieces", "fotos", "disparos", "shots", "percent", "ciento", "mil", "x", "unidades", "units",
+    "metro", "personas", "people", "plazas", "puertas",
+))  # fmt: skip
 _MONEY: Final = frozenset("€$£")
-_NOT_PHONE: Final = frozenset(
-    "ref referencia reference order pedido part pieza serie serial tracking seguimiento isbn barcode barras ean "
-    "lote lot model modelo set bastidor frame chasis chassis imei matricula plate version cartucho cartridge "
-    "modelos sku upc pin articulo item edicion edition".split()
-)  # fmt: skip
-_PHONE: Final = frozenset(
-    "llama llamame llamar llamas llamarme llamadme telefono telefonos tel telf tlf tlfn tfno tfn fono movil cel "
-    "celular numero contacto contactame contactar localizarme marca marcame telefoneame escribeme escribir "
-    "hablame apunta anota call ring text phone ph cell mobile reach dial number digits buzz ping message contact "
-    "shout bell sms fijo linea".split()
-)  # fmt: skip
+_NOT_PHONE: Final = frozenset((
+    "ref", "referencia", "reference", "order", "pedido", "part", "pieza", "serie", "serial", "tracking",
+    "seguimiento", "isbn", "barcode", "barras", "ean", "lote", "lot", "model", "modelo", "set",
+    "bastidor", "frame", "chasis", "chassis", "imei", "matricula", "plate", "version", "cartucho",
+    "cartridge", "modelos", "sku", "upc", "pin", "articulo", "item", "edicion", "edition",
+))  # fmt: skip
+_PHONE: Final = frozenset((
+    "llama", "llamame", "llamar", "llamas", "llamarme", "llamadme", "telefono", "telefonos", "tel",
+    "telf", "tlf", "tlfn", "tfno", "tfn", "fono", "movil", "cel", "celular", "numero", "contacto",
+    "contactame", "contactar", "localizarme", "marca", "marcame", "telefoneame", "escribeme", "escribir",
+    "hablame", "apunta", "anota", "call", "ring", "text", "phone", "ph", "cell", "mobile", "reach",
+    "dial", "number", "digits", "buzz", "ping", "message", "contact", "shout", "bell", "sms", "fijo",
+    "linea",
+))  # fmt: skip
 
 _ANY_NUMBER: Final = frozenset(
     ("numero", "number", "digits", "contacto", "contact", "message", "anota", "apunta")
@@ -57,10 +64,11 @@ _ANY_NUMBER: Final = frozenset(
 """Said of other numbers as well."""
 
 IBAN_CHARS: Final = {
-    "ad": 24, "ae": 23, "at": 20, "be": 16, "bg": 22, "ch": 21, "cy": 28, "cz": 24, "de": 22, "dk": 18, "ee": 20,
-    "es": 24, "fi": 18, "fr": 27, "gb": 22, "gi": 23, "gr": 27, "hr": 21, "hu": 28, "ie": 22, "is": 26, "it": 27,
-    "li": 21, "lt": 20, "lu": 20, "lv": 21, "mc": 27, "mt": 31, "nl": 18, "no": 15, "pl": 28, "pt": 25, "ro": 24,
-    "se": 24, "si": 19, "sk": 24, "sm": 27, "tr": 26, "ua": 29, "br": 29, "ma": 28, "do": 28,
+    "ad": 24, "ae": 23, "at": 20, "be": 16, "bg": 22, "ch": 21, "cy": 28, "cz": 24, "de": 22,
+    "dk": 18, "ee": 20, "es": 24, "fi": 18, "fr": 27, "gb": 22, "gi": 23, "gr": 27, "hr": 21,
+    "hu": 28, "ie": 22, "is": 26, "it": 27, "li": 21, "lt": 20, "lu": 20, "lv": 21, "mc": 27,
+    "mt": 31, "nl": 18, "no": 15, "pl": 28, "pt": 25, "ro": 24, "se": 24, "si": 19, "sk": 24,
+    "sm": 27, "tr": 26, "ua": 29, "br": 29, "ma": 28, "do": 28,
 }  # fmt: skip
 """Length of an IBAN by country."""
 _IBAN: Final = re.compile(
@@ -266,9 +274,8 @@ def _national_shape(figures: str) -> bool:
             bare.startswith(code)
             and len(bare) == len(code) + length
             and (len(bare) != len(figures) or code != "1")
-        ):
-            if code != "34" or bare[2] in "6789":
-                return True
+        ) and (code != "34" or bare[2] in "6789"):
+            return True
     if len(figures) == 9:
         return figures[0] in "6789"
     if len(figures) == 10:
@@ -291,7 +298,7 @@ def _enumeration(row: Row) -> bool:
     if len(elements) < 4 or any(len(element.figures) > 4 for element in elements):
         return False
     values = [int(element.figures) for element in elements]
-    steps = {after - before for before, after in zip(values, values[1:], strict=False)}
+    steps = {after - before for before, after in itertools.pairwise(values)}
     if len(steps) == 1 and 0 not in steps:
         return True
     spoken = any(element.word for element in elements)
@@ -330,7 +337,7 @@ def card(row: Row) -> bool:
 
 
 def account(row: Row) -> bool:
-    """A Spanish account number of 20 figures (CCC): two check digits over bank and branch, and the account."""
+    """A Spanish account number (CCC): 20 figures, check digits over bank and branch, and the account."""
     figures = row.figures
     if len(figures) != 20:
         return False

@@ -1,4 +1,4 @@
-"""Numbers written in words, Spanish and English, as their figures: "seis cero cero", "oh seven seven hundred".
+"""Numbers written in words, Spanish and English, as their figures: "seis cero cero", "oh seven hundred".
 
 May live here: the words and how they combine. May not: what a row of figures means (digits.py).
 """
@@ -23,11 +23,12 @@ _TEENS: Final = {
     "seventeen": 17, "eighteen": 18, "nineteen": 19,
 }  # fmt: skip
 _TENS_ES: Final = {
-    "treinta": 30, "cuarenta": 40, "cincuenta": 50, "sesenta": 60, "setenta": 70, "ochenta": 80, "noventa": 90,
+    "treinta": 30, "cuarenta": 40, "cincuenta": 50, "sesenta": 60, "setenta": 70, "ochenta": 80,
+    "noventa": 90,
 }  # fmt: skip
 _TENS_EN: Final = {
-    "twenty": 20, "thirty": 30, "forty": 40, "fourty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80,
-    "ninety": 90,
+    "twenty": 20, "thirty": 30, "forty": 40, "fourty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
 }  # fmt: skip
 _HUNDREDS_ES: Final = {
     "cien": 100, "ciento": 100, "doscientos": 200, "doscientas": 200, "trescientos": 300, "trescientas": 300,
@@ -88,12 +89,12 @@ def _below_hundred(words: Sequence[str], at: int) -> tuple[int, int]:
         return _TEENS[word], at + 1
     tens = _TENS_ES.get(word)
     if tens is not None:
-        if at + 2 < len(words) and words[at + 1] == "y" and 1 <= _UNITS.get(words[at + 2], 0):
+        if at + 2 < len(words) and words[at + 1] == "y" and _UNITS.get(words[at + 2], 0) >= 1:
             return tens + _UNITS[words[at + 2]], at + 3
         return tens, at + 1
     tens = _TENS_EN.get(word)
     if tens is not None:
-        if at + 1 < len(words) and 1 <= _UNITS.get(words[at + 1], 0):
+        if at + 1 < len(words) and _UNITS.get(words[at + 1], 0) >= 1:
             return tens + _UNITS[words[at + 1]], at + 2
         return tens, at + 1
     return 0, at

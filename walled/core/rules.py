@@ -3,9 +3,10 @@
 May live here: the structures, reading them from plain values, composing term lists into patterns. May not:
 files (adapters/rule_files.py), the engine that runs patterns (adapters/patterns.py), verdicts (assess.py).
 
-A rule finds something in an answer, in a prompt, or in both; docs/validation.md has the file format. A pattern
-is a regular expression in RE2's syntax, without look-around and back-references, over the text in lower-case
-Latin letters without accents (normalise.py). `{name}` in a pattern stands for a list of terms of the file.
+A rule finds something in an answer, in a prompt, or in both; docs/validation.md has the file format. A
+pattern is a regular expression in RE2's syntax, without look-around and back-references, over the text in
+lower-case Latin letters without accents (normalise.py). `{name}` in a pattern stands for a list of terms of
+the file.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Engine(Protocol):
     def problem(self, pattern: str) -> str:
         """What is wrong with a pattern; "" when nothing is."""
 
-    def compile(self, patterns: Sequence[str], *, keep_case: bool = False) -> Matcher:
+    def compile(self, patterns: Sequence[str]) -> Matcher:
         """Compile sound patterns."""
 
 
@@ -190,7 +191,7 @@ class RuleSet:
             if rule.when is not None and rule.when.prompt
         }
         self.repairs = {
-            name: engine.compile([filled(text, source.lists) for text in rule.patterns], keep_case=True)
+            name: engine.compile([filled(text, source.lists) for text in rule.patterns])
             for name, rule in self.rules.items()
             if rule.replace is not None
         }

@@ -1,1 +1,1 @@
-"""Validation rules that ship with walled, and the corpus they are measured on. May live here: data. May not: code."""
+"""Validation rules that ship with walled, and their corpus. May live here: data. May not: code."""
