@@ -36,11 +36,12 @@ MAX_GAP_CHARS: Final = 5
 _UNITS: Final = frozenset((
     "eur", "euro", "euros", "usd", "gbp", "dolar", "dolares", "dollar", "dollars", "pound", "pounds",
     "libras", "quid", "km", "kms", "kilometros", "kilometers", "kilometres", "miles", "millas", "cm",
-    "mm", "m", "metros", "metres", "meters", "ft", "feet", "pies", "pulgadas", "inch", "inches", "kg", "kilos", "g", "gr", "gramos", "grams", "lb", "lbs", "gb", "tb", "mb", "w", "kw", "v", "hz",
-    "khz", "mhz", "ghz", "mah", "ah", "wh", "l", "litros", "litres", "liters", "ml", "cv", "hp", "anos",
-    "years", "meses", "months", "dias", "days", "horas", "hours", "minutos", "minutes", "piezas",
-    "pieces", "fotos", "disparos", "shots", "percent", "ciento", "mil", "x", "unidades", "units",
-    "metro", "personas", "people", "plazas", "puertas",
+    "mm", "m", "metros", "metres", "meters", "ft", "feet", "pies", "pulgadas", "inch", "inches", "kg",
+    "kilos", "g", "gr", "gramos", "grams", "lb", "lbs", "gb", "tb", "mb", "w", "kw", "v", "hz", "khz",
+    "mhz", "ghz", "mah", "ah", "wh", "l", "litros", "litres", "liters", "ml", "cv", "hp", "anos", "years",
+    "meses", "months", "dias", "days", "horas", "hours", "minutos", "minutes", "piezas", "pieces",
+    "fotos", "disparos", "shots", "percent", "ciento", "mil", "x", "unidades", "units", "metro",
+    "personas", "people", "plazas", "puertas",
 ))  # fmt: skip
 _MONEY: Final = frozenset("€$£")
 _NOT_PHONE: Final = frozenset((
