@@ -28,18 +28,9 @@ CONTRACTS |= {"walled.schema", "walled.sections"}
 CONTRACTS |= {f"walled.core.{name}" for name in ("alert_rules", "builtin_alerts", "catalogue", "leak")}
 
 ONE_DOOR = (
-    "zmq",
-    "lmdb",
-    "psutil",
-    "ollama",
-    "xllamacpp",
-    "httpx",
-    "setproctitle",
-    "subprocess",
-    "re2",
-    "jsonschema",
-    "referencing",
-)
+    "zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess", "re2",
+    "jsonschema", "referencing",
+)  # fmt: skip
 """Libraries only one module of the daemon and client may import."""
 
 SECOND_DOORS = {
@@ -54,7 +45,8 @@ apart for both dialects."""
 
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "glob", "httpx", "io", "lmdb", "mmap",
-    "multiprocessing", "ollama", "os", "pathlib", "psutil", "random", "secrets", "re2", "jsonschema", "select", "selectors",
+    "jsonschema", "multiprocessing", "ollama", "os", "pathlib", "psutil", "random", "re2", "referencing",
+    "secrets", "select", "selectors",
     "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "urllib",
     "uuid", "xllamacpp", "zmq",
 }  # fmt: skip

@@ -13,6 +13,7 @@ import click
 import walled
 from walled import config as configuration
 from walled.adapters import template_files
+from walled.adapters.detect import rules_are_right
 from walled.errors import BOOT_ERROR_EXIT, BootError, ConfigError
 
 EXIT_STOPPED = 0
@@ -50,6 +51,7 @@ def main(config_path: Path | None, check: bool) -> None:
     try:
         config = configuration.load(config_path)
         template_files.load(config)
+        rules_are_right(config)
     except ConfigError as exc:
         _fail(exc.message, EXIT_CONFIG)
     if check:

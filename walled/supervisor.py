@@ -400,6 +400,7 @@ class Supervisor:
         try:
             new = configuration.load(self._config_path)
             template_files.load(new)
+            detect.rules_are_right(new)
             merged, kept = staffing.merge(self._config, new)
             # Old and new values together may be impossible; a child would refuse them.
             configuration.from_plain(configuration.to_plain(merged), "the running values with the new ones")

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,7 @@ from walled.core.memory import Limits, Remedy
 from walled.errors import (
     BackendUnavailable,
     BadRequest,
+    Blocked,
     Cancelled,
     ConfigError,
     Draining,
@@ -45,6 +46,9 @@ from walled.errors import (
     ProtocolError,
     WalledError,
 )
+
+if TYPE_CHECKING:
+    from walled.core.validating import Validator
 
 STATUS_S = 0.4
 SWITCH_S = 0.0005
@@ -83,6 +87,7 @@ class Worker:
         limits = self._place.config
         self._jobs = Jobs(0, limits.first_token_timeout_s, limits.inter_token_timeout_s)
         self._models: dict[str, served.Model] = {}
+        self._rules = self._validator()
         self._info: BackendInfo | None = None
         self._served_slots = 0
         self._backend: Backend = registry.create(
@@ -160,7 +165,8 @@ class Worker:
     def _serve(self, info: BackendInfo) -> None:
         """Take over what the backend serves, now or after a change."""
         self._info = info
-        self._models = served.models(self._config, self._place, self._defaults, info.models)
+        version = None if self._rules is None else self._rules.version
+        self._models = served.models(self._config, self._place, self._defaults, info.models, version)
         self._served_slots = min(self._place.slots, info.slots)
         # What was on its way when slots were lost is still taken: the backend knows best what it lacks.
         self._jobs.slots = max(self._jobs.slots, self._served_slots)
@@ -175,6 +181,14 @@ class Worker:
                 self._storer.put_templates(template_files.load(self._config).pack())
             except ConfigError as exc:  # a file that was right at the start has been changed since
                 _log.error("templates: %s; those published last stay", exc.message)
+
+    def _validator(self) -> Validator | None:
+        """The rules of the configuration. Raises ConfigError; the supervisor has seen that they are right."""
+        if not self._config.validation.enabled:
+            return None  # what they need is not even loaded
+        from walled.adapters import rule_files
+
+        return rule_files.validator(self._config)
 
     # --- memory ---
 
@@ -279,6 +293,8 @@ class Worker:
                 job.limit_asked = request.options.max_tokens is not None
             if self._defaults is not None:
                 request = served.with_defaults(request, self._defaults)
+            if self._rules is not None:
+                job.check = self._rules.begin(request, header.model, header.context, now)
             self._backend.submit(Job(job.number, request, header.model, job.deadline_s, header.session))
         except WalledError as exc:
             if job is not None:
@@ -304,6 +320,7 @@ class Worker:
             case {"op": "stream"}:
                 if job is not None:
                     self._partial(self._jobs.start_streaming(job, now))
+                    self._watch(job, now)
             case {"op": "deadline", "deadline_ms": int(deadline_ms)}:
                 if job is not None:
                     self._jobs.extend(job, deadline_ms, now)
@@ -384,6 +401,8 @@ class Worker:
 
     def _delta(self, event: Delta, now: float) -> None:
         self._partial(self._jobs.delta(event.job_id, event.text, now))
+        if self._rules is not None:
+            self._watch(self._jobs.running.get(event.job_id), now)
 
     def _partial(self, partial: Partial | None) -> None:
         if partial is not None:
@@ -392,10 +411,15 @@ class Worker:
             self._uplink.put(wire.PARTIAL, job.wire_id, wire.PartialHeader(seq), data)
 
     def _done(self, event: Done, now: float) -> None:
+        answer = event.answer
+        if self._rules is not None:
+            judged = self._judged(event, now)
+            if judged is None:
+                return
+            answer = judged
         job = self._jobs.end(event.job_id)
         if job is None:
             return
-        answer = event.answer
         try:
             data = served.packed(answer, job.chars if job.streaming else None)
         except WalledError as exc:
@@ -420,6 +444,56 @@ class Worker:
             self._held[job.number] = held
         else:
             self._final(held, False, now)
+
+    # --- judging answers ---
+
+    def _watch(self, job: Running | None, now: float) -> None:
+        """Stop a stream as soon as what it says is forbidden."""
+        if job is not None and job.check is not None and job.check.guard.blocked and job.why is None:
+            self._stop(job, job.check.refusal(), now)
+
+    def _judged(self, event: Done, now: float) -> pl.Answer | None:
+        """The answer as it may be given; None when it is generated again. What is withheld has a `why`."""
+        job, rules = self._jobs.running.get(event.job_id), self._rules
+        if job is None or rules is None or (check := job.check) is None:
+            return event.answer
+        if job.streaming and job.chars != len(event.answer.text):
+            return event.answer  # no answer at all: `packed` says so
+        answer = rules.judge(check, event.answer)
+        self._count(f"validation_verdicts_total.{check.found.verdict}")
+        if check.found.verdict == "block":
+            if self._again(job, now):
+                return None
+            job.store_key = b""
+            job.why = job.why or check.refusal()
+        else:
+            if isinstance(job.why, Blocked):
+                job.why = None  # its end has shown that it is well
+            if job.streaming:
+                rest = check.guard.rest() if answer.text == event.answer.text else answer.text
+                job.pending += [rest] if rest else []
+                job.chars = len(answer.text)
+        rules.passed()
+        return answer
+
+    def _again(self, job: Running, now: float) -> bool:
+        """Generate a withheld answer anew, when the request and the worker have tries and time left."""
+        check, rules = job.check, self._rules
+        if check is None or rules is None or not (job.why is None or isinstance(job.why, Blocked)):
+            return False
+        if not rules.may_regenerate(check, job.sent, job.deadline_s, now):
+            return False
+        self._count("regenerations_total")
+        request = rules.again(check)
+        self._jobs.again(job, now)
+        header = job.header
+        try:
+            self._backend.submit(Job(job.number, request, header.model, job.deadline_s, header.session))
+        except Exception as exc:
+            self._jobs.end(job.number)
+            own = exc if isinstance(exc, WalledError) else None
+            self._fail(job.wire_id, own or InternalError("the backend adapter failed to begin the job again"))
+        return True
 
     def _measure(self, model: str, usage: pl.Usage, decode_ms: float) -> None:
         tokens = usage.completion_tokens
@@ -465,7 +539,7 @@ class Worker:
         header = wire.FinalHeader(
             backend=self._spawn.backend,
             worker=self._spawn.slot,
-            attempts=job.header.attempt,
+            attempts=job.header.attempt + (job.check.regenerated if job.check is not None else 0),
             partials=job.sent,
             stored=stored,
             phases=phases,
@@ -473,6 +547,11 @@ class Worker:
         self._uplink.put(wire.FINAL, job.wire_id, header, held.answer)
 
     def _failed(self, event: Failed, now: float) -> None:
+        stopped = self._jobs.running.get(event.job_id)
+        if stopped is not None and isinstance(stopped.why, Blocked):
+            self._count("validation_verdicts_total.block")
+            if self._again(stopped, now):
+                return
         job = self._jobs.end(event.job_id)
         if job is not None:
             self._fail(job.wire_id, job.why or event.error)
@@ -543,8 +622,17 @@ class Worker:
         self._config = cfg.from_plain(plain, "configuration handed to the worker")
         logs.set_level(self._config.daemon.log_level)
         self._relief.reconfigure(self._config.memory, self._memory_limits())
-        self._models = served.renewed(self._config, self._place, self._models)
-        self._put_metas()
+        before = self._rules
+        try:
+            self._rules = self._validator()
+        except ConfigError as exc:  # a file that was right at the start has been changed since
+            _log.error("validation: %s; the rules stay as they are", exc.message)
+        marks = [None if rules is None else rules.mark for rules in (before, self._rules)]
+        if self._info is not None and marks[0] != marks[1]:
+            self._serve(self._info)  # other rules are another cache key, which the broker must know
+        else:
+            self._models = served.renewed(self._config, self._place, self._models)
+            self._put_metas()
 
     def _drained(self, now: float) -> None:
         jobs = self._jobs

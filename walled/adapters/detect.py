@@ -62,3 +62,11 @@ def require_engines(config: Config) -> None:
                 f'backend "{name}" needs the Python package {package}, which is not installed; '
                 f"install it with: pip install 'walled[{kind}]'"
             )
+
+
+def rules_are_right(config: Config) -> None:
+    """Raise ConfigError when the configuration judges answers and its rules, or a package, are not there."""
+    if config.validation.enabled:
+        from walled.adapters import rule_files  # many tables: only who judges pays for them
+
+        rule_files.validator(config)

@@ -25,7 +25,6 @@ CANARY: Final = "canary"
 """Reason: a canary of the configuration is in the answer."""
 TOO_LONG: Final = "answer_too_long"
 """Reason: too long to be looked at."""
-MIN_CANARY_CHARS: Final = 6
 DENIAL_CHARS: Final = 80
 """How far before and after a find its denial is looked for."""
 MIN_CAPITALS: Final = 20
@@ -120,11 +119,10 @@ def findings(rules: RuleSet, text: str, facts: Facts = NO_FACTS, side: str = "an
     well as of the whole."""
     seen = views(text)
     found: dict[str, None] = {}
-    if side == "answer":
-        for canary in rules.canaries:
-            bare = "".join(_WORD.findall(folded(canary)))
-            if bare and bare in seen.compact:
-                found[CANARY] = None
+    if side == "answer" and rules.canaries:
+        bare = "".join(_WORD.findall(seen.text))
+        if any(canary in bare or canary in seen.compact for canary in rules.canaries):
+            found[CANARY] = None
     for view in seen.texts():
         _match(rules, rules.patterns, view, found)
     _match_compact(rules, seen, found)

@@ -152,7 +152,8 @@ def _follows(text: str, end: int, start: int) -> bool:
     if len(between) > 24:
         return False
     words = _CHUNK.findall(between)
-    return bool(words) and all(word in _JOINING for word in words)
+    signs = _CHUNK.sub("", between)
+    return bool(words) and all(word in _JOINING for word in words) and all(sign in _BETWEEN for sign in signs)
 
 
 def _elements(text: str) -> Iterator[Element]:

@@ -25,10 +25,13 @@ signs inter_token_timeout_s. A sign is a delta, be it without text (a thought, a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from walled.errors import BackendTimeout, BadRequest, DeadlineExceeded, Overloaded, WalledError
 from walled.protocol import JobHeader
+
+if TYPE_CHECKING:
+    from walled.core.validating import Check  # loaded only by workers that judge answers
 
 MERGE_S = 0.010
 """Deltas that follow a PARTIAL within this time travel together in the next one."""
@@ -45,6 +48,7 @@ class Running:
 
     __slots__ = (
         "chars",
+        "check",
         "deadline_s",
         "first_s",
         "flush_at_s",
@@ -91,6 +95,8 @@ class Running:
         self.give_up_s = NEVER
         self.store_key = b""
         """Cache key when a complete answer is to be stored."""
+        self.check: Check | None = None
+        """How its answer is judged; its guard decides what of a stream may leave."""
         self.limit_asked = False
         """The request itself set max_tokens, so an answer cut there is what was asked for."""
 
@@ -193,6 +199,10 @@ class Jobs:
         if not job.first_s:
             job.first_s = now
         job.chars += len(text)
+        if job.check is not None and job.streaming:
+            text = job.check.guard.feed(text)
+            if not text:
+                return None
         job.pending.append(text)
         if not job.streaming or job.why is not None:
             return None
@@ -206,7 +216,25 @@ class Jobs:
         if job.streaming:
             return None
         job.streaming = True
+        if job.check is not None and job.pending:
+            passed = job.check.guard.feed("".join(job.pending))
+            job.pending = [passed] if passed else []
         return self._flushed(job, now) if job.pending else None
+
+    def again(self, job: Running, now: float) -> None:
+        """Begin a job anew, under a new number: its answer was withheld, and nothing of it was sent."""
+        del self.running[job.number]
+        self._merging.pop(job.number, None)
+        self._last_number = job.number = self._last_number + 1
+        self.running[job.number] = job
+        job.pending.clear()
+        job.pending_chars = job.chars = 0
+        job.first_s = 0.0
+        job.heard = False
+        job.why = None
+        job.give_up_s = NEVER
+        job.silent_at_s = now + self._first_token_limit_s(job.header)
+        self._next_deadline_s = min(self._next_deadline_s, job.deadline_s, job.silent_at_s)
 
     def extend(self, job: Running, deadline_ms: int, now: float) -> None:
         """A later caller of the same job has more time. A job already told to stop is not revived."""

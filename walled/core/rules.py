@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal, Protocol, get_args
 import msgspec
 
 from walled import schema
+from walled.core.normalise import folded, views
 from walled.errors import ConfigError
 
 Severity = Literal["low", "medium", "high", "critical"]
@@ -35,6 +36,7 @@ MAX_PATTERN_CHARS: Final = 20_000
 """With its lists filled in."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,47}\Z")
+_WORD_SIGNS: Final = re.compile(r"[^a-z0-9]+")
 _SLOT: Final = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
 Texts = tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=4000)], ...]
@@ -165,7 +167,9 @@ class RuleSet:
     def __init__(self, source: RuleFile, engine: Engine, canaries: Sequence[str] = ()) -> None:
         """Takes only what `load_plain` has checked."""
         self.source = source
-        self.canaries = tuple(canaries)
+        bare = [(_WORD_SIGNS.sub("", folded(canary)), views(canary).compact) for canary in canaries]
+        self.canaries = tuple(sorted({form for forms in bare for form in forms if form}))
+        """Their letters and digits, as written and with letters for digits."""
         self.rules = {name: rule for name, rule in source.rules.items() if rule.enabled}
         self.order = {name: number for number, name in enumerate(self.rules)}
 

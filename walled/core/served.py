@@ -6,7 +6,7 @@ May live here: arithmetic over configuration, models and answers. May not: adapt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -70,10 +70,15 @@ def with_defaults(request: Request, defaults: Options) -> Request:
 
 
 def models(
-    config: Config, where: Place, defaults: Options | None, infos: Iterable[ModelInfo]
+    config: Config,
+    where: Place,
+    defaults: Options | None,
+    infos: Iterable[ModelInfo],
+    rules: Callable[[str], str] | None = None,
 ) -> dict[str, Model]:
     """The models by name. Default options change answers without being in the payload, so they are made part
-    of the digest here, for every adapter."""
+    of the digest here, for every adapter. So do rules (`rules`: the version of those a model's answers are
+    judged by): what was stored under others is not found any more."""
     served = {}
     for info in infos:
         if defaults is not None:
@@ -81,6 +86,9 @@ def models(
             info = msgspec.structs.replace(
                 info, digest=f"{info.digest[:200]}+{hashlib.sha256(packed).hexdigest()[:16]}"
             )
+        version = rules(info.name) if rules is not None else ""
+        if version:
+            info = msgspec.structs.replace(info, digest=f"{info.digest[:220]}+{version}")
         served[info.name] = Model(info, meta_of(config, where.name, where.kind, info))
     return served
 

@@ -6,13 +6,13 @@ rules themselves (assess.py), sockets, backends, libraries (they are handed in).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import msgspec
 
 from walled.config import ModelConfig, ValidationConfig
-from walled.core.assess import TOO_LONG, Assessment, Facts, assess, findings, inbound, judged_as
+from walled.core.assess import TOO_LONG, Facts, assess, findings, inbound, judged_as
 from walled.core.holdback import Holdback
 from walled.core.rules import RuleSet
 from walled.errors import Blocked, PromptBlocked, TooLarge
@@ -47,7 +47,7 @@ class Shapes(Protocol):
 class Check:
     """The judgement of one job."""
 
-    __slots__ = ("began_s", "facts", "guard", "known", "regenerated", "request", "shape")
+    __slots__ = ("began_s", "facts", "found", "guard", "known", "regenerated", "request", "shape")
 
     def __init__(
         self, request: Request, facts: Facts, shape: Shape | None, guard: Holdback, now: float
@@ -58,8 +58,14 @@ class Check:
         self.guard = guard
         self.began_s = now
         self.regenerated = 0
+        self.found = Validation()
+        """What blocks it."""
         self.known: dict[str, None] = {}
         """Rules that have found something in what has been streamed."""
+
+    def refusal(self) -> Blocked:
+        """The error for an answer that is withheld."""
+        return Blocked(f"the model's answer was withheld; rules: {', '.join(self.found.reasons)}")
 
 
 class Validator:
@@ -77,6 +83,12 @@ class Validator:
         self._rules = rules
         self._shapes = shapes
         self._tokens = START_TOKENS
+
+    @property
+    def mark(self) -> tuple[str, ...]:
+        """Two validators of the same mark judge alike."""
+        unjudged = sorted(name for name, model in self._models.items() if model.validation == "off")
+        return (self._rules.digest, str(self.config.block_at), *unjudged)
 
     def version(self, model: str) -> str:
         """What changes when the answers of a model may be judged otherwise; "" when they are not judged. Part
@@ -140,31 +152,32 @@ class Validator:
         found = findings(self._rules, text, check.facts)
         judged = judged_as(self._rules, [*check.known, *found], self.config.block_at)
         if judged.verdict == "block":
+            check.found = judged
             return True
         check.known.update(dict.fromkeys(found))
         return False
 
     # --- after ------------------------------------------------------------------------------------
 
-    def judge(self, check: Check, answer: Answer) -> tuple[Answer, Validation]:
-        """The answer as it may be given, with its validation; only a verdict of `block` forbids it."""
+    def judge(self, check: Check, answer: Answer) -> Answer:
+        """The answer as it may be given, `check.found` saying what was found; `block` forbids it."""
         config = self.config
         if len(answer.text) > config.max_answer_chars:
-            found = Validation(level="critical", reasons=(TOO_LONG,), score=100, verdict="block")
-            return answer, found
-        if not answer.text and (answer.tool_calls or answer.finish_reason == "tool_calls"):
-            return answer, Validation()
-        if check.shape is not None and check.shape.problem(answer.text):
-            return answer, Validation(level="critical", reasons=(JSON,), score=100, verdict="block")
-        judged: Assessment = assess(self._rules, answer.text, check.facts, config.block_at)
-        found = judged.validation
-        if found.verdict == "repair" and (check.guard.left or check.shape is not None):
-            # What has left has left, and JSON is not prose: it stays as it is.
-            found = msgspec.structs.replace(found, verdict="pass")
-            return msgspec.structs.replace(answer, validation=found), found
-        if found.verdict == "block":
-            return answer, found
-        return msgspec.structs.replace(answer, text=judged.text, validation=found), found
+            check.found = _withheld(TOO_LONG)
+        elif not answer.text and answer.tool_calls:
+            check.found = Validation()
+        elif check.shape is not None and check.shape.problem(answer.text):
+            check.found = _withheld(JSON)
+        else:
+            judged = assess(self._rules, answer.text, check.facts, config.block_at)
+            check.found = judged.validation
+            if check.found.verdict == "repair":
+                if check.guard.left or check.shape is not None:
+                    # What has left has left, and JSON is not prose: it stays as it is.
+                    check.found = msgspec.structs.replace(check.found, verdict="pass")
+                else:
+                    answer = msgspec.structs.replace(answer, text=judged.text)
+        return msgspec.structs.replace(answer, validation=check.found)
 
     def passed(self) -> None:
         """A request has ended: it adds to the budget."""
@@ -181,7 +194,7 @@ class Validator:
         self._tokens -= 1
         return True
 
-    def again(self, check: Check, found: Sequence[str]) -> Request:
+    def again(self, check: Check) -> Request:
         """The request for another try: it says what was wrong, and leaves room to say it otherwise."""
         check.regenerated += 1
         check.known.clear()
@@ -194,7 +207,7 @@ class Validator:
             temperature=None if options.temperature is None else max(options.temperature, TEMPERATURE),
             seed=None if seed is None else (seed + check.regenerated) % 2**32,
         )
-        hint = self.config.regenerate_hint.replace("{rules}", ", ".join(found))
+        hint = self.config.regenerate_hint.replace("{rules}", ", ".join(check.found.reasons))
         if not hint:
             return msgspec.structs.replace(request, options=options)
         if request.kind == "generate":
@@ -206,9 +219,8 @@ class Validator:
 _DEFAULT: Final = ModelConfig()
 
 
-def refusal(found: Validation) -> Blocked:
-    """The error for an answer that is withheld."""
-    return Blocked(f"the model's answer was withheld; rules: {', '.join(found.reasons)}")
+def _withheld(reason: str) -> Validation:
+    return Validation(level="critical", reasons=(reason,), score=100, verdict="block")
 
 
 def facts_of(request: Request, context: Mapping[str, str]) -> Facts:

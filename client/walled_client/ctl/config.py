@@ -12,6 +12,7 @@ import click
 
 from walled import config
 from walled.adapters import template_files
+from walled.adapters.detect import rules_are_right
 from walled_client.ctl.program import VerbGroup
 from walled_client.ctl.terminal import Terminal, pass_terminal
 
@@ -37,6 +38,7 @@ def config_check(terminal: Terminal, path: str | None) -> None:
     """Say whether a configuration is right; exit code 2 and a line per problem when not."""
     found = config.load(path)
     template_files.load(found)
+    rules_are_right(found)
     data = {
         "schema": "walled.config_check/1",
         "ok": True,
