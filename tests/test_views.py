@@ -25,6 +25,7 @@ from walled_client import AsyncClient, Client
 from walled_client.ctl import panels
 from walled_client.ctl.drawing import BLOCKS
 from walled_client.ctl.screen import Board, Top
+from walled_client.ctl.stat import COLUMNS
 from walled_client.subscriber import Subscriber
 
 from tests.client.test_ctl import OnTerminal, data, run
@@ -117,7 +118,7 @@ def ctl(daemon: Daemon, *args: str) -> Result:
         (("alerts", "history"), "walled.alert_history/1", ["before", "unknown"]),
         (("alerts", "test", "memory"), "walled.alert_replay/1", ["walled_system_memory_used_ratio"]),
         (("alerts", "export"), "walled.alert_export/1", ["groups:", "WalledMemory"]),
-        (("stat",), "walled.stat/1", ["req/s", "/4"]),
+        (("stat",), "walled.stat/1", ["/4"]),
         (("latency", "--since", "10m"), "walled.latency/1", ["first_token", "p95", "request: 7 seen", "<="]),
         (("metrics",), "walled.metric_values/1", ["walled_requests_total", "Requests ended"]),
         (
@@ -151,6 +152,13 @@ def test_views_of_a_running_daemon(
     if args[0] != "health":  # the machine that runs the tests may well be unwell
         assert shown.exit_code == 0, shown.output
     assert "\x1b" not in shown.stdout
+
+
+def test_one_line_of_stat_goes_into_a_pipe_and_its_headings_do_not(daemon: Daemon) -> None:
+    found = ctl(daemon, "stat", "--count", "2")
+    assert len(found.stdout.splitlines()) == 2
+    assert found.stderr.split() == [name for name, _ in COLUMNS]
+    assert len(ctl(daemon, "stat").stdout.splitlines()) == 1
 
 
 def test_silences_are_set_seen_and_ended(daemon: Daemon) -> None:
@@ -261,11 +269,13 @@ def test_the_screen_lives_explains_and_pauses(daemon: Daemon, size: tuple[int, i
     asyncio.run(asyncio.wait_for(watch(), 60))
 
 
-def test_the_screen_says_that_the_daemon_is_dead(tmp_path: Path) -> None:
+def test_the_screen_outlives_the_monitor_and_says_when_the_daemon_is_dead(tmp_path: Path) -> None:
     async def watch(daemon: Daemon) -> None:
         app = Watched(daemon, await board_of(daemon))
-        async with app.run_test(size=(80, 24)):
+        async with app.run_test(size=(200, 24)):
             await app.until("ready", "worker 1")
+            os.kill(daemon.children()["monitor"], signal.SIGKILL)
+            await app.until("the monitor was replaced")
             os.kill(daemon.pid, signal.SIGKILL)
             await app.until("no daemon answers for", "not known: the broker does not answer")
 

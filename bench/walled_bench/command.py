@@ -175,6 +175,27 @@ def chaos(seconds: float, seed: int | None, strict: bool, output: Path) -> None:
     _finish(figures, began_s, output, strict)
 
 
+@bench.command(
+    short_help="What the live screen costs; writes build/figures/views.json.",
+    epilog="\b\nExample:\n  walled-ctl bench views",
+)
+@click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how much.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/views.json"), show_default=True,
+    help="Where the figures go as JSON.",
+)  # fmt: skip
+def views(quick: bool, strict: bool, output: Path) -> None:
+    """Processor time of `walled-ctl top` and `stat` on a terminal, beside a daemon under load."""
+    from walled_bench import views as costs
+
+    _head()
+    began_s = time.monotonic()
+    figures = costs.measure(quick)
+    show(figures, click.echo)
+    _finish(figures, began_s, output, strict)
+
+
 def _head() -> None:
     for name, value in machine.facts():
         click.echo(f"{name:<10} {value}")

@@ -47,6 +47,17 @@ def test_overload_measures_both_sides(tmp_path: Path) -> None:
     assert figures["refusal at 4 x, p99"]["n"] > 0
 
 
+@pytest.mark.process
+def test_what_the_views_cost_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("textual")
+    output = tmp_path / "views.json"
+    result = CliRunner().invoke(bench, ["views", "--quick", "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in json.loads(output.read_text())}
+    assert figures["top at 80 x 24: share of a core"]["goal"] == "<= 2"
+    assert figures["top at 200 x 50: written to the terminal"]["value"] > 0
+
+
 def test_an_unknown_part_is_refused_before_anything_runs(tmp_path: Path) -> None:
     output = tmp_path / "core.json"
     result = CliRunner().invoke(bench, ["core", "--only", "nonsense", "--output", str(output)])

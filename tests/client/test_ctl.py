@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from walled_client.ctl import program as program_module
 from walled_client.ctl.program import main, program
@@ -311,6 +312,23 @@ def test_help_everywhere_has_an_example() -> None:
         assert "--json" in result.stdout, path
     assert "Exit codes" in run("--help").stdout
     assert run("--version").stdout.startswith("walled-ctl ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("walled-ctl ", {"top", "health", "alerts", "ask"}),
+        ("walled-ctl check ", {"server", "queue", "memory"}),
+        ("walled-ctl alerts ", {"silence", "export"}),
+        ("walled-ctl alerts silence me", {"memory"}),
+        ("walled-ctl history walled_queue_d", {"walled_queue_depth"}),
+        ("walled-ctl profile ", {"worker", "broker"}),
+    ],
+)
+def test_shells_complete_verbs_and_names(words: str, expected: set[str]) -> None:
+    complete = ShellComplete(program, {}, "walled-ctl", "_WALLED_CTL_COMPLETE")
+    *before, begun = words.split(" ")
+    assert expected <= {item.value for item in complete.get_completions(before[1:], begun)}
 
 
 def test_verbs_of_other_distributions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,9 @@ def stat_verb(terminal: Terminal, count: int | None) -> int | None:
             continue  # there is no rate before the second one
         numbers = sample(picture)
         if not terminal.json and (line - 1) % HEADINGS_EVERY == 0 and (line == 1 or on_terminal()):
-            click.secho(" ".join(name.rjust(width) for name, width in COLUMNS), dim=True)
+            # Into a pipe goes nothing but numbers.
+            headings = " ".join(name.rjust(width) for name, width in COLUMNS)
+            click.secho(headings, dim=True, err=not on_terminal())
         terminal.emit(numbers, lambda numbers=numbers: _line(numbers))  # type: ignore[misc]
         if left is not None and line >= left:
             return 0

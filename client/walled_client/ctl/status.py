@@ -60,7 +60,7 @@ def gather(terminal: Terminal) -> dict[str, Any]:
             more |= {
                 "health": board["health"],
                 "alerts": picture.firing(),
-                "last_alert": next((c for c in reversed(changes) if c["after"] in ("firing", "ok")), None),
+                "last_alert": next((change for change in reversed(changes) if _told(change)), None),
                 "stats": board["stats"],
                 "processes": _processes(board["metrics"]),
                 "cache": {
@@ -71,6 +71,12 @@ def gather(terminal: Terminal) -> dict[str, Any]:
     data |= more
     data["next_action"] = health.next_action(data, more["health"], more["alerts"] or ())
     return data
+
+
+def _told(change: Mapping[str, Any]) -> bool:
+    """Whether an alert began or ended with this change."""
+    before, after = str(change["before"]), str(change["after"])
+    return after == "firing" or (before == "clearing" and after == "ok")
 
 
 def _children(data: Mapping[str, Any]) -> list[dict[str, Any]]:
