@@ -1,4 +1,4 @@
-"""What `walled-ctl top` and `stat` cost who watches: processor time on a terminal, beside a daemon under load.
+"""What `walled-ctl top` and `stat` cost: processor time on a terminal, beside a daemon under load.
 
 May live here: this measurement. May not: starting the daemon (daemon.py), printing.
 
