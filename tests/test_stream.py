@@ -52,6 +52,8 @@ def test_messages_have_the_fields_the_document_says(tmp_path: Path) -> None:
         with Subscriber(tmp_path) as subscriber:
             delta = {"observations": [["walled_request_queue_seconds", ["m"], [0.5]]]}
             monitor.tell(protocol.pack_map({"from": "broker", **delta}))
+            counted = {"memory_remedies_total.gc": 1}
+            monitor.tell(protocol.pack_map({"from": "worker 0", "counters": counted, "gauges": {}}))
             brief = subprocess.Popen(
                 ["walled: brief", "-c", "import sys; sys.stdin.read()"],
                 executable=sys.executable,
