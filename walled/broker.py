@@ -24,6 +24,7 @@ from walled import errors, link, protocol
 from walled.adapters import logs
 from walled.adapters.cache import CacheReader
 from walled.adapters.descriptors import Door
+from walled.adapters.lesser import Lesser
 from walled.adapters.process import Link
 from walled.adapters.relief import SelfRelief, limits_of
 from walled.adapters.sockets import Hub, Poller, SendResult
@@ -104,6 +105,7 @@ class BrokerProcess:
         self._deltas = self._hub.push(ends.delta)
         self._deltas.connect()
         self._cache = CacheReader(cfg.cache_dir(self._config)) if self._config.cache.enabled else None
+        self._lesser = Lesser(self._config, self._cache, self._core.prepare)
 
     def close(self) -> None:
         # Callers whose requests were just ended are still to be told.
@@ -261,15 +263,18 @@ class BrokerProcess:
     def _carry_out(self, now: float) -> None:
         while self._todo:
             todo, self._todo = self._todo, []
-            for event in self._sent(todo, now):
+            for event in self._done(todo, now):
                 self._todo += self._core.handle(event, now)
 
-    def _sent(self, effects: list[ev.Effect], now: float) -> list[ev.Event]:
-        """Send; returns who turned out to be gone."""
-        lost: list[ev.Event] = []
+    def _done(self, effects: list[ev.Effect], now: float) -> list[ev.Event]:
+        """Send and look up; returns what was found, and who turned out to be gone."""
+        came: list[ev.Event] = []
         for effect in effects:
             if type(effect) is ev.WorkerDrained:
                 self._link.send(link.Ask(op="worker.drained", worker=effect.worker))
+                continue
+            if type(effect) is ev.LookUp:
+                came.append(self._lesser.find(effect))
                 continue
             peer, kind, request_id, header, payload = effect  # type: ignore[misc]
             if type(header) is not bytes:
@@ -277,12 +282,12 @@ class BrokerProcess:
             frames = [_PREAMBLE, kind, request_id, header, payload]
             if type(effect) is ev.ToClient:
                 if not self._send_client(peer, frames, now):
-                    lost.append(ev.ClientGone(peer, reason="slow" if peer in self._cut else "disconnected"))
+                    came.append(ev.ClientGone(peer, reason="slow" if peer in self._cut else "disconnected"))
             elif self._back.send_to(peer, frames) is not SendResult.SENT:
                 # A worker holds at most its slots, so a full queue means that it does not read at all.
-                lost.append(ev.WorkerGone(peer, reason="unreachable"))
+                came.append(ev.WorkerGone(peer, reason="unreachable"))
         self._cut.clear()
-        return lost
+        return came
 
     def _send_client(self, client: bytes, frames: list[bytes], now: float) -> bool:
         """Send, or keep for later; False when the client is gone or was just cut for keeping us waiting."""
@@ -448,6 +453,7 @@ class BrokerProcess:
                 self._config = cfg.from_plain(message.config)
                 self._max_payload = self._config.broker.max_payload_bytes
                 self._core.reconfigure(self._config)
+                self._lesser.reconfigure(self._config)
                 memory = self._config.memory
                 self._relief.reconfigure(memory, limits_of(memory, memory.broker_budget_bytes))
                 logs.set_level(self._config.daemon.log_level)

@@ -89,6 +89,12 @@ class NotCached(WalledError):
     code = "not_cached"
 
 
+class NoTemplate(WalledError):
+    """Mode `template_only` was asked for and no template fits the request."""
+
+    code = "no_template"
+
+
 class Cancelled(WalledError):
     """The caller, or an operator through walled-ctl, cancelled the request."""
 

@@ -37,6 +37,12 @@ class World:
         self.to_client: list[ev.ToClient] = []
         self.to_worker: list[ev.ToWorker] = []
         self.others: list[ev.Effect] = []
+        self.stored: dict[bytes, bytes] = {}
+        """Stale answers by payload."""
+        self.templates: dict[bytes, bytes] = {}
+        self.looked_up: list[ev.LookUp] = []
+        """Those that wait for `look`; only when `patient`."""
+        self.patient = False
         self._ids = 0
 
     def do(self, event: ev.Event) -> list[ev.Effect]:
@@ -46,10 +52,26 @@ class World:
                 self.to_client.append(effect)
             elif isinstance(effect, ev.ToWorker):
                 self.to_worker.append(effect)
+            elif isinstance(effect, ev.LookUp):
+                self.looked_up.append(effect)
             else:
                 self.others.append(effect)
         validate(self.broker)
+        while self.looked_up and not self.patient:
+            self.look()
         return effects
+
+    def look(self) -> None:
+        """Answer the lookup that was asked for first."""
+        asked = self.looked_up.pop(0)
+        tables = {"stale": self.stored, "template": self.templates, "intent": self.templates}
+        for step in asked.steps:
+            answer = tables[step].get(asked.payload)
+            if answer is not None:
+                source = "stale" if step == "stale" else "template"
+                self.do(ev.Found(asked.client, asked.request_id, asked.ticket, source, answer))
+                return
+        self.do(ev.Found(asked.client, asked.request_id, asked.ticket))
 
     def tick(self, seconds: float = 0.0) -> list[ev.Effect]:
         self.now += seconds

@@ -505,7 +505,9 @@ def test_a_stranger_is_told_to_introduce_itself(world: World) -> None:
     assert world.sent(protocol.DISCONNECT, b"who")
 
 
-def test_an_error_of_the_backend_reaches_all_who_wait(world: World) -> None:
+def test_an_error_of_the_backend_reaches_all_who_wait() -> None:
+    world = World(ladder={"retry_budget": 0})
+    world.ready()
     first, second = world.share(b"c1"), world.share(b"c2")
     world.fail(errors.BackendError("upstream said 500", retry_after_s=3))
     assert world.code(first) == world.code(second) == "backend_error"

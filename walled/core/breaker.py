@@ -21,6 +21,8 @@ from walled.sections import LadderConfig
 BUDGET_MAX: Final = 10.0
 """Retries that may follow each other at once after a good time."""
 BUDGET_START: Final = 2.0
+MAX_PAUSE_S: Final = 3600.0
+"""A backend that asks for more (a date far off, by mistake) is asked again after this."""
 
 
 class Breaker:
@@ -138,3 +140,106 @@ class Budget:
             return False
         self.tokens -= 1.0
         return True
+
+
+class _Circuit:
+    __slots__ = ("breaker", "budget")
+
+    def __init__(self, limits: LadderConfig) -> None:
+        self.breaker = Breaker(limits)
+        self.budget = Budget(limits.retry_budget)
+
+
+class Circuits:
+    """Breakers and budgets of all backends; `blocked` is theirs to fill and dispatch's to read."""
+
+    def __init__(self, limits: LadderConfig, blocked: set[str]) -> None:
+        self._limits = limits
+        self._circuits: dict[str, _Circuit] = {}
+        self.blocked = blocked
+
+    def reconfigure(self, limits: LadderConfig) -> None:
+        """Other limits from now on; what is open stays open."""
+        self._limits = limits
+        for circuit in self._circuits.values():
+            breaker = circuit.breaker
+            breaker.limits = limits
+            breaker.outcomes = deque(breaker.outcomes, maxlen=limits.breaker_window)
+            circuit.budget.ratio = limits.retry_budget
+
+    def _of(self, backend: str) -> _Circuit:
+        circuit = self._circuits.get(backend)
+        if circuit is None:
+            circuit = self._circuits[backend] = _Circuit(self._limits)
+        return circuit
+
+    def sent(self, backend: str, *, first: bool) -> None:
+        """A request goes to a backend; `first`: it is that request's first call."""
+        circuit = self._of(backend)
+        if first:
+            circuit.budget.request()
+        if circuit.breaker.open_until_s:
+            circuit.breaker.sent()
+            self.blocked.add(backend)
+
+    def success(self, backend: str, now: float) -> bool:
+        """True when that closed the breaker."""
+        breaker = self._of(backend).breaker
+        if breaker.success():
+            self._look(backend, breaker, now)
+            return True
+        return False
+
+    def failure(self, backend: str, now: float) -> bool:
+        """True when that opened the breaker, again or for the first time."""
+        breaker = self._of(backend).breaker
+        opened = breaker.failure(now)
+        self._look(backend, breaker, now)
+        return opened
+
+    def inconclusive(self, backend: str, now: float) -> None:
+        """A call ended by somebody else's doing."""
+        breaker = self._of(backend).breaker
+        if breaker.probing:
+            breaker.inconclusive()
+            self._look(backend, breaker, now)
+
+    def pause(self, backend: str, seconds: float, now: float) -> None:
+        """The backend said when to come back."""
+        breaker = self._of(backend).breaker
+        breaker.pause(min(seconds, MAX_PAUSE_S), now)
+        self._look(backend, breaker, now)
+
+    def proved(self, backend: str, now: float) -> None:
+        """A worker has seen the backend answer: an open breaker need not wait before it sends a probe."""
+        breaker = self._of(backend).breaker
+        if breaker.open_until_s > now:
+            breaker.open_until_s = now
+            self._look(backend, breaker, now)
+
+    def healthy(self, backend: str) -> bool:
+        """Its last ending was no failure."""
+        breaker = self._of(backend).breaker
+        return not breaker.open_until_s and not breaker.failures
+
+    def spend(self, backend: str) -> bool:
+        """One more call than requests because of this backend's failure: whether its budget has it."""
+        return self._of(backend).budget.take()
+
+    def opens_in_s(self, backend: str, now: float) -> float:
+        return self._of(backend).breaker.opens_in_s(now)
+
+    def tick(self, now: float) -> None:
+        """Let the probes through whose time has come."""
+        for backend in list(self.blocked):
+            self._look(backend, self._of(backend).breaker, now)
+
+    def states(self, now: float) -> dict[str, str]:
+        """closed, half_open or open, by backend; one that asked for a pause is as it was before."""
+        return {name: circuit.breaker.state(now) for name, circuit in self._circuits.items()}
+
+    def _look(self, backend: str, breaker: Breaker, now: float) -> None:
+        if breaker.allows(now):
+            self.blocked.discard(backend)
+        else:
+            self.blocked.add(backend)

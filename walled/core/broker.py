@@ -18,9 +18,11 @@ from walled import errors, protocol
 from walled.config import Config
 from walled.core import admission, measured
 from walled.core import events as ev
+from walled.core.descent import Descent
 from walled.core.dispatch import Dispatcher
 from walled.core.fleet import Worker
 from walled.core.flights import MAX_REPLAY_BYTES, Job, Waiter
+from walled.core.ladder import reserve_s
 from walled.core.lanes import Lane
 from walled.core.policy import Plan, plan
 from walled.core.record import ModelMeta
@@ -33,8 +35,6 @@ CLIENT_BEAT_S = 1.0
 HISTORY = 256
 CALLERS_PER_PLACE = 10
 """Callers who share a generation take no place in the queue; there are at most this times its places."""
-MAX_ATTEMPTS = 2
-"""A request whose worker died is run again once, if nothing of its answer was shown."""
 
 
 class Broker:
@@ -62,10 +62,12 @@ class Broker:
         self.measurements: list[tuple[Any, ...]] = []
         """Endings since the shell took them last: core/measured.py."""
         self.unmeasured = 0
-        self._effects: list[ev.Effect] = []
+        self.effects: list[ev.Effect] = []
+        """Of the event that is being handled."""
         self._last_tick_s: float | None = None
         self._worker_beat_s = 0.0
         self._client_beat_s = 0.0
+        self.descent = Descent(self)
         self._table: dict[type, Callable[[Any, float], None]] = {
             ev.ClientRequest: self._on_request,
             ev.ClientCancel: self._on_cancel,
@@ -81,6 +83,7 @@ class Broker:
             ev.Drain: self._on_drain,
             ev.Abort: self._on_abort,
             ev.Steer: self._on_steer,
+            ev.Found: self.descent.on_found,
             ev.Tick: self._on_tick,
         }
 
@@ -90,7 +93,7 @@ class Broker:
         """Apply one event at monotonic time `now` (seconds); returns what is to be done, in order."""
         self.history.append((now, type(event), event[0], event[1]))
         effects: list[ev.Effect] = []
-        self._effects = effects
+        self.effects = effects
         self._table[type(event)](event, now)
         return effects
 
@@ -108,14 +111,18 @@ class Broker:
         return cache_key(scope(header.namespace, header.context), meta.fingerprint, payload), chosen
 
     def next_timer_s(self) -> float | None:
-        """When a Tick is next due for a deadline; None when nothing waits."""
-        return self.deadlines.next_s()
+        """When a Tick is next due for a deadline or a retry; None when nothing waits."""
+        first_s, other_s = self.deadlines.next_s(), self.descent.alarms.next_s()
+        if first_s is None or other_s is None:
+            return other_s if first_s is None else first_s
+        return min(first_s, other_s)
 
     def reconfigure(self, config: Config) -> None:
         """Take over limits and policies; queues and running jobs stay."""
         self.config = config
         self.dispatcher.reconfigure(config)
         self._expected = set(config.enabled_backends())
+        self.descent.reconfigure()
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -133,29 +140,39 @@ class Broker:
         else:
             table[event.request_id] = waiter
         self.callers += 1
-        self.deadlines.add(waiter, deadline_s)
+        waiter.due_s = deadline_s - reserve_s(self.config.ladder, deadline_s - now)
+        self.deadlines.add(waiter, waiter.due_s)
+        descent = self.descent
+        if (header.mode or descent.templates_first) and not self.draining and descent.begins(waiter, event):
+            return
         if event.cached is not None:
             total_ms = 0.0
             final = FinalHeader(source="cache", age_s=event.cached_age_s, phases=Phases(total_ms=total_ms))
-            self._end(waiter, protocol.FINAL, final, event.cached.answer, "cache")
+            self.end(waiter, protocol.FINAL, final, event.cached.answer, "cache")
         elif self.draining:
             self._refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
         else:
-            self._admit(waiter, event, now)
+            self.admit(waiter, event, now)
 
-    def _admit(self, waiter: Waiter, event: ev.ClientRequest, now: float) -> None:
+    def admit(self, waiter: Waiter, event: ev.ClientRequest, now: float) -> None:
+        """Let a request join a generation in flight, begin one, or wait for its turn."""
         header = waiter.header
         dispatcher = self.dispatcher
-        model = dispatcher.aliases.get(header.model, header.model)
-        lane = dispatcher.lanes.get(model)
-        if lane is None or "\0" in model:  # the places of a model at one backend are not for callers
+        if "\0" in header.model:  # the places of a model at one backend are not for callers
+            self._unknown_model(waiter, event)
+            return
+        route = waiter.route = dispatcher.route(header.model)
+        model, place = route.targets[0].model, route.targets[0].lane
+        lane = dispatcher.lanes.get(place)
+        several = len(route.targets) > 1
+        if lane is None and not (several and any(t.lane in dispatcher.lanes for t in route.targets)):
             self._unknown_model(waiter, event)
             return
         key, chosen = event.key, event.plan
         if chosen is None or (key is None and chosen.coalesce):
             key, chosen = self.prepare(header, event.payload)
         if chosen.only:
-            self._fail(waiter, errors.NotCached(f"no fresh answer of {model} is stored for this request"))
+            self.fail(waiter, errors.NotCached(f"no fresh answer of {model} is stored for this request"))
             return
         if key is not None and chosen.coalesce:
             job = self.flights.get(key)
@@ -166,25 +183,33 @@ class Broker:
                     self._refuse(waiter, errors.Overloaded("too many callers wait", retry_after_s=1.0))
                 return
         rank = 2 if header.background else RANKS[header.priority]
-        refusal = self._refusal(lane, rank, len(event.payload), waiter, now)
-        if refusal is not None:
-            self._refuse(waiter, refusal)
-            return
-        self._next_job += 1
-        job = Job(self._next_job.to_bytes(8, "big"), waiter.client, model, event.payload, rank, now)
+        job = self.new_job(waiter, event.payload, rank, now)
         job.waiters.append(waiter)
         waiter.job = job
         job.store = chosen.store
         if key is not None and chosen.coalesce:
             job.key = key
-            self.flights[key] = job
+        if lane is None or several or dispatcher.fleet.blocked:
+            self.descent.arrived(job, now)
+            return
+        refusal = self.refusal(lane, rank, len(event.payload), waiter, now)
+        if refusal is not None:
+            self.descent.refused(job, refusal, now)
+            return
+        if job.key is not None:
+            self.flights[job.key] = job
         worker = dispatcher.at_once(lane, header.session, now)
         if worker is not None:
-            self._start(job, worker, now)
+            self.start(job, worker, now)
             return
         dispatcher.put(job, now)
-        if header.accept:
-            self._accepted(waiter, lane, rank)
+        self.descent.queued(job, lane, now)
+
+    def new_job(self, waiter: Waiter, payload: bytes, rank: int, now: float) -> Job:
+        """A generation for a caller, with no place yet."""
+        self._next_job += 1
+        number = self._next_job.to_bytes(8, "big")
+        return Job(number, waiter.client, waiter.route.targets[0].lane, payload, rank, now)
 
     def _unknown_model(self, waiter: Waiter, event: ev.ClientRequest) -> None:
         if self._expected - {worker.backend for worker in self.dispatcher.fleet.workers.values()}:
@@ -198,18 +223,19 @@ class Broker:
             else:
                 self._refuse(waiter, errors.Unavailable("the workers are starting", retry_after_s=1.0))
             return
-        known = ", ".join(sorted(name for name in self.dispatcher.lanes if "\0" not in name)) or "none"
-        self._fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model!r}; known: {known}"))
+        names = {lane.model for lane in self.dispatcher.lanes.values()} | set(self.config.routes)
+        known = ", ".join(sorted(names)) or "none"
+        self.fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model!r}; known: {known}"))
 
-    def _refusal(
-        self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float
+    def refusal(
+        self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float, *, displace: bool = True
     ) -> errors.WalledError | None:
-        """Why a request cannot be taken; None when it can."""
+        """Why a request cannot be taken; None when it can. `displace`: others may make room for it."""
         limits = self.config.broker
         dispatcher = self.dispatcher
         why = ""
         if now < self.until_s["shed"] and self._sheddable(lane, rank):
-            self.counters["shed"] += 1
+            self.counters["shed"] += displace
             why = "load is shed: only urgent requests, and those that need not wait, are taken"
         elif lane.count:
             why = admission.untimely(dispatcher, lane, rank, waiter.client, waiter.deadline_s, now)
@@ -218,20 +244,20 @@ class Broker:
             or dispatcher.queued_bytes + size > limits.queue_max_bytes
         )
         if full and not why and dispatcher.at_once(lane, "", now) is None:
-            victims = admission.displaced(dispatcher, rank, waiter.client, size)
+            victims = admission.displaced(dispatcher, rank, waiter.client, size) if displace else None
             if victims is None:
                 why = f"the queue is full ({dispatcher.queued} requests, {dispatcher.queued_bytes} bytes)"
             for victim in victims or ():
-                self._shed(victim, "displaced", "the queue is full, and it made room for others")
+                self._shed(victim, "displaced", "the queue is full, and it made room for others", now)
         return errors.Overloaded(why, retry_after_s=dispatcher.retry_after_s(lane, rank)) if why else None
 
-    def _shed(self, job: Job, how: str, why: str) -> None:
-        """Refuse a waiting job after all."""
+    def _shed(self, job: Job, how: str, why: str, now: float) -> None:
+        """Let a waiting job, or one whose turn has come, not be run after all."""
         self.counters[f"shed.{how}"] += 1
         retry_after_s = self.dispatcher.retry_after_s(self.dispatcher.lanes[job.lane], job.rank)
-        for waiter in list(job.waiters):
-            self._leave(waiter)
-            self._refuse(waiter, errors.Overloaded(why, retry_after_s=retry_after_s))
+        error = errors.Overloaded(why, retry_after_s=retry_after_s)
+        # Who made room must not take it again elsewhere.
+        self.descent.shed(job, protocol.error_header(error), now, models_over=how == "displaced")
 
     def _sheddable(self, lane: Lane, rank: int) -> bool:
         """Batch and background always, normal when it would have to wait, interactive never."""
@@ -241,11 +267,12 @@ class Broker:
     def _on_steer(self, event: ev.Steer, now: float) -> None:
         self.until_s[event.what] = now + event.for_s
 
-    def _accepted(self, waiter: Waiter, lane: Lane, rank: int) -> None:
+    def accepted(self, waiter: Waiter, lane: Lane, rank: int) -> None:
+        """Tell a caller that it has to wait, and how long about."""
         ahead = max(0, lane.ahead_of(rank) - 1)
         eta_s = round(self.dispatcher.eta_s(lane, ahead), 3)
         header = protocol.AcceptedHeader(position=ahead, eta_s=eta_s)
-        self._effects.append(ev.ToClient(waiter.client, protocol.ACCEPTED, waiter.request_id, header))
+        self.effects.append(ev.ToClient(waiter.client, protocol.ACCEPTED, waiter.request_id, header))
 
     def _join(self, job: Job, waiter: Waiter, now: float) -> None:
         """Another caller of an identical question: share the generation, whatever its state."""
@@ -257,9 +284,10 @@ class Broker:
             lane = self.dispatcher.lanes[job.lane]
             lane.promote(job, RANKS[waiter.header.priority], now)
             if waiter.header.accept:
-                self._accepted(waiter, lane, job.rank)
+                self.accepted(waiter, lane, job.rank)
             return
-        assert job.worker is not None
+        if job.worker is None:
+            return  # it rests before a retry
         if waiter.deadline_s > last_s:
             left_ms = max(1, int((waiter.deadline_s - now) * 1000))
             self._order(job, {"op": "deadline", "deadline_ms": left_ms})
@@ -269,7 +297,7 @@ class Broker:
                 self._order(job, {"op": "stream"})
             elif job.replayable:
                 for header, text in job.emitted:
-                    self._effects.append(
+                    self.effects.append(
                         ev.ToClient(waiter.client, protocol.PARTIAL, waiter.request_id, header, text)
                     )
                 waiter.streamed = bool(job.emitted)
@@ -278,7 +306,7 @@ class Broker:
 
     def _order(self, job: Job, order: dict[str, Any]) -> None:
         assert job.worker is not None
-        self._effects.append(
+        self.effects.append(
             ev.ToWorker(job.worker.identity, protocol.CONTROL, job.job_id, None, protocol.pack_map(order))
         )
 
@@ -286,39 +314,45 @@ class Broker:
         waiter = self.clients.get(event.client, {}).get(event.request_id)
         if waiter is None:
             return  # it has ended: its ending is on the way
-        self._leave(waiter)
-        self._fail(waiter, errors.Cancelled("cancelled by the caller"))
-        self._dispatch(now)
+        self.leave(waiter, now)
+        self.fail(waiter, errors.Cancelled("cancelled by the caller"))
+        self.dispatch(now)
 
     def _on_client_gone(self, event: ev.ClientGone, now: float) -> None:
         """Nobody can be told any more: end its requests without a message."""
         for waiter in list(self.clients.get(event.client, {}).values()):
-            self._leave(waiter)
+            self.leave(waiter, now)
             self._forget(waiter)
             self.counters[f"ended.client_{event.reason}"] += 1
-        self._dispatch(now)
+        self.dispatch(now)
 
-    def _leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter, now: float) -> None:
         """Take a caller off its job; a job nobody waits for is dropped, or cancelled at its worker."""
         self.limbo.pop(waiter, None)
+        self.descent.first.pop(waiter, None)
         job = waiter.job
         if job is None:
             return
         job.waiters.remove(waiter)
         waiter.job = None
+        self.descent.left(job, waiter, now)
         if job.waiters:
             return
-        self._unshare(job)
+        self.unshare(job)
         if job.queued:
             self.dispatcher.drop(job)
         elif job.worker is not None:
-            self._effects.append(ev.ToWorker(job.worker.identity, protocol.CANCEL, job.job_id))
+            self.effects.append(ev.ToWorker(job.worker.identity, protocol.CANCEL, job.job_id))
 
     # --- endings -----------------------------------------------------------------------------------
 
-    def _end(self, waiter: Waiter, kind: bytes, header: Any, payload: bytes, outcome: str) -> None:
+    def end(self, waiter: Waiter, kind: bytes, header: Any, payload: bytes, outcome: str) -> None:
         """The one place where a request ends."""
         self._forget(waiter)
+        if waiter.restart and kind == protocol.FINAL:
+            # What was shown is of an answer that died: an empty beginning takes it back.
+            anew = protocol.PartialHeader(0, True)
+            self.effects.append(ev.ToClient(waiter.client, protocol.PARTIAL, waiter.request_id, anew))
         self.counters[f"ended.{outcome}"] += 1
         if len(self.measurements) < measured.MAX_KEPT:
             now = self.history[-1][0]
@@ -326,7 +360,7 @@ class Broker:
             self.measurements.append((asked, kind, outcome, header, waiter.arrived_s, now))
         else:
             self.unmeasured += 1
-        self._effects.append(ev.ToClient(waiter.client, kind, waiter.request_id, header, payload))
+        self.effects.append(ev.ToClient(waiter.client, kind, waiter.request_id, header, payload))
 
     def _forget(self, waiter: Waiter) -> None:
         table = self.clients[waiter.client]
@@ -334,33 +368,35 @@ class Broker:
         self.callers -= 1
         if not table:
             del self.clients[waiter.client]
-        self.deadlines.discard(waiter, waiter.deadline_s)
+        self.deadlines.discard(waiter, waiter.due_s)
 
-    def _fail(self, waiter: Waiter, error: errors.WalledError) -> None:
-        self._end(waiter, protocol.ERROR, protocol.error_header(error), b"", error.code)
+    def fail(self, waiter: Waiter, error: errors.WalledError) -> None:
+        self.end(waiter, protocol.ERROR, protocol.error_header(error), b"", error.code)
 
     def _refuse(self, waiter: Waiter, error: errors.WalledError) -> None:
-        self._end(waiter, protocol.BUSY, protocol.error_header(error), b"", f"refused_{error.code}")
+        self.end(waiter, protocol.BUSY, protocol.error_header(error), b"", f"refused_{error.code}")
 
-    def _unshare(self, job: Job) -> None:
+    def unshare(self, job: Job) -> None:
+        """Nobody joins this job from now on."""
         if job.key is not None and self.flights.get(job.key) is job:
             del self.flights[job.key]
 
     # --- dispatch ------------------------------------------------------------------------------------
 
-    def _dispatch(self, now: float) -> None:
+    def dispatch(self, now: float) -> None:
         """Start what can be started, while workers have room."""
         dispatcher = self.dispatcher
         while dispatcher.waiting and (found := dispatcher.take(now)) is not None:
             job, worker = found
             for waiter in [waiter for waiter in job.waiters if waiter.deadline_s <= now]:
-                self._expire(waiter)  # drops the job with its last caller
+                self._expire(waiter, now)  # drops the job with its last caller
             if job.waiters and (why := admission.late(dispatcher, job, now)):
-                self._shed(job, "late", why)
+                self._shed(job, "late", why, now)
             elif job.waiters:
-                self._start(job, worker, now)
+                self.start(job, worker, now)
 
-    def _start(self, job: Job, worker: Worker, now: float) -> None:
+    def start(self, job: Job, worker: Worker, now: float) -> None:
+        """Give a job to a worker that has room for it."""
         waiters = job.waiters
         header = waiters[0].header
         deadline_s = waiters[0].deadline_s
@@ -369,8 +405,10 @@ class Broker:
             deadline_s = max(waiter.deadline_s for waiter in waiters)
             stream = any(waiter.header.stream for waiter in waiters)
         job.streaming = stream
+        job.attempt += 1
         self.dispatcher.started(job, worker, now)
-        self._effects.append(
+        self.descent.started(job, worker)
+        self.effects.append(
             ev.ToWorker(
                 worker.identity,
                 protocol.REQUEST,
@@ -387,6 +425,7 @@ class Broker:
                     context=header.context,
                     trace=waiters[0].request_id.hex(),
                     attempt=job.attempt,
+                    first_token_ms=self.descent.first_token_ms(job, deadline_s, now),
                 ),
                 job.payload,
             )
@@ -397,10 +436,11 @@ class Broker:
     def _on_ready(self, event: ev.WorkerReady, now: float) -> None:
         if self.dispatcher.add_worker(event.worker, event.header, now):
             self.counters["workers_ready"] += 1
+            self.descent.circuits.proved(event.header.backend, now)
         for waiter, request in list(self.limbo.items()):
             del self.limbo[waiter]
-            self._admit(waiter, request, now)
-        self._dispatch(now)
+            self.admit(waiter, request, now)
+        self.dispatch(now)
 
     def _on_partial(self, event: ev.WorkerPartial, now: float) -> None:
         worker, job = self._job_of(event.worker, event.request_id, now)
@@ -415,14 +455,29 @@ class Broker:
                 job.emitted.clear()
             else:
                 job.emitted.append((event.header, event.payload))
+        if job.restarting:
+            self._begin_anew(job, event)
+            return
         for waiter in job.waiters:
             if waiter.takes_text:
                 waiter.streamed = True
-                self._effects.append(
+                self.effects.append(
                     ev.ToClient(
                         waiter.client, protocol.PARTIAL, waiter.request_id, event.header, event.payload
                     )
                 )
+
+    def _begin_anew(self, job: Job, event: ev.WorkerPartial) -> None:
+        """The first text of an attempt after one that died: who saw text of that is told to drop it."""
+        job.restarting = False
+        for waiter in job.waiters:
+            if not waiter.takes_text:
+                continue
+            header = protocol.PartialHeader(0, True) if waiter.restart else event.header
+            waiter.streamed, waiter.restart = True, False
+            self.effects.append(
+                ev.ToClient(waiter.client, protocol.PARTIAL, waiter.request_id, header, event.payload)
+            )
 
     def _job_of(self, identity: bytes, job_id: bytes, now: float) -> tuple[Worker | None, Job | None]:
         worker = self.dispatcher.fleet.workers.get(identity)
@@ -438,7 +493,7 @@ class Broker:
     def _stranger(self, identity: bytes) -> None:
         """A worker that is not (any more) in the table: it must introduce itself again."""
         self.counters["stranger_messages"] += 1
-        self._effects.append(ev.ToWorker(identity, protocol.DISCONNECT, b""))
+        self.effects.append(ev.ToWorker(identity, protocol.DISCONNECT, b""))
 
     def _on_final(self, event: ev.WorkerFinal, now: float) -> None:
         worker, job = self._job_of(event.worker, event.request_id, now)
@@ -451,11 +506,15 @@ class Broker:
         self._free(worker, job)
         worker.served += 1
         self.dispatcher.lanes[job.lane].observe(now - job.dispatched_s)
-        source = theirs.source
+        self.descent.finished(worker.backend, now)
+        source, degraded, reason = theirs.source, theirs.degraded, theirs.reason
+        if job.fallback and job.fall is not None:
+            source, degraded, reason = "fallback_model", True, job.fall.error.code
         for waiter in job.waiters:
             final = FinalHeader(
                 source=source,
-                degraded=theirs.degraded,
+                degraded=degraded,
+                reason=reason,
                 backend=worker.backend,
                 worker=worker.slot,
                 attempts=job.attempt,
@@ -471,8 +530,8 @@ class Broker:
                     total_ms=(now - waiter.arrived_s) * 1000.0,
                 ),
             )
-            self._end(waiter, protocol.FINAL, final, event.payload, source)
-            source = "coalesced"
+            self.end(waiter, protocol.FINAL, final, event.payload, source)
+            source = source if job.fallback else "coalesced"
         self._done_with(worker, now)
 
     def _on_error(self, event: ev.WorkerError, now: float) -> None:
@@ -483,55 +542,31 @@ class Broker:
         if code == errors.BackendOverloaded.code or (code == errors.BackendTimeout.code and not job.begun):
             self.dispatcher.overloaded(worker, now)
         self._free(worker, job)
-        if code == errors.Cancelled.code:
+        if code in (errors.Cancelled.code, errors.Draining.code):
             if not job.waiters:
                 self.dispatcher.lanes[job.lane].outlasted(now - job.dispatched_s)
             # Nobody waits: our own CANCEL worked. Somebody does: the worker gave the job up (it is stopping).
-            self._lost(job, now)
+            self.descent.circuits.inconclusive(worker.backend, now)
+            self.descent.lost(job, now)
         else:
-            for waiter in list(job.waiters):
-                self._end(waiter, protocol.ERROR, event.header, b"", event.header.code)
+            self.descent.failed(job, worker, event.header, now)
         self._done_with(worker, now)
 
     def _free(self, worker: Worker, job: Job) -> None:
         del worker.jobs[job.job_id]
         job.worker = None
-        self._unshare(job)
+        self.unshare(job)
 
     def _done_with(self, worker: Worker, now: float) -> None:
         if worker.draining:
             self._tell_drained(worker)
         if self.dispatcher.waiting:
-            self._dispatch(now)
+            self.dispatch(now)
 
     def _tell_drained(self, worker: Worker) -> None:
         if not worker.jobs and not worker.drained_told:
             worker.drained_told = True
-            self._effects.append(ev.WorkerDrained(worker.slot))
-
-    def _lost(self, job: Job, now: float) -> None:
-        """Its worker is gone. Callers who saw text are told; the others get a second run, once."""
-        again = job.attempt < MAX_ATTEMPTS
-        for waiter in list(job.waiters):
-            if waiter.streamed or not again:
-                job.waiters.remove(waiter)
-                waiter.job = None
-                self._fail(waiter, errors.WorkerLost("the worker died while it answered", retry_after_s=0.5))
-        if not job.waiters:
-            return
-        self.counters["requeued"] += 1
-        job.attempt += 1
-        job.worker = None
-        job.streaming = False
-        job.emitted.clear()
-        job.emitted_bytes = 0
-        job.replayable = True
-        for waiter in job.waiters:
-            waiter.takes_text = waiter.header.stream
-        if job.key is not None:
-            # Whoever asks meanwhile joins this run, unless another identical one took the place.
-            self.flights.setdefault(job.key, job)
-        self.dispatcher.put(job, now, front=True)
+            self.effects.append(ev.WorkerDrained(worker.slot))
 
     def _on_credit(self, event: ev.WorkerCredit, now: float) -> None:
         worker = self.dispatcher.fleet.workers.get(event.worker)
@@ -539,10 +574,12 @@ class Broker:
             self._stranger(event.worker)
             return
         worker.heard_s = now
+        if event.slots and not worker.slots:
+            self.descent.circuits.proved(worker.backend, now)
         worker.slots = event.slots
         worker.shrunk = len(worker.jobs) > event.slots
         self.dispatcher.fleet.index()
-        self._dispatch(now)
+        self.dispatch(now)
 
     def _on_beat(self, event: ev.WorkerBeat, now: float) -> None:
         worker = self.dispatcher.fleet.workers.get(event.worker)
@@ -556,10 +593,15 @@ class Broker:
         if worker is None:
             return
         self.counters[f"workers_lost.{event.reason}"] += 1
+        if worker.jobs and event.reason != "left":
+            self.descent.backend_failed(worker.backend, now)
+        else:
+            self.descent.circuits.inconclusive(worker.backend, now)
         for job in list(worker.jobs.values()):
             self._free(worker, job)
-            self._lost(job, now)
-        self._dispatch(now)
+            self.descent.lost(job, now)
+        self.descent.evacuate(now)
+        self.dispatch(now)
 
     def _on_drain_worker(self, event: ev.DrainWorker, now: float) -> None:
         for worker in self.dispatcher.fleet.of_slot(event.worker):
@@ -579,17 +621,18 @@ class Broker:
         self.draining = True
         for table in list(self.clients.values()):
             for waiter in list(table.values()):
-                self._leave(waiter)
-                self._fail(waiter, event.error)
+                self.leave(waiter, now)
+                self.fail(waiter, event.error)
 
     @property
     def idle(self) -> bool:
         """Nobody waits for anything."""
         return not self.clients
 
-    def _expire(self, waiter: Waiter) -> None:
-        self._leave(waiter)
-        self._fail(
+    def _expire(self, waiter: Waiter, now: float) -> None:
+        self.descent.abandoned(waiter, now)
+        self.leave(waiter, now)
+        self.fail(
             waiter,
             errors.DeadlineExceeded(
                 f"no answer within {waiter.deadline_s - waiter.arrived_s:.3f} s", retry_after_s=1.0
@@ -598,18 +641,27 @@ class Broker:
 
     def _on_tick(self, event: ev.Tick, now: float) -> None:
         for waiter in self.deadlines.due(now):
-            self._expire(waiter)
+            if self.clients.get(waiter.client, {}).get(waiter.request_id) is not waiter:
+                continue  # another's end has ended it: their backend was given up
+            if now < waiter.deadline_s:
+                waiter.due_s = self.descent.short_of_time(waiter, now)
+                self.deadlines.add(waiter, waiter.due_s)
+            else:
+                self._expire(waiter, now)
+        self.descent.due(now)
+        self.descent.tick(now)
         self.dispatcher.age(now)
         for job in self.dispatcher.overdue(now):
-            self._shed(job, "late", admission.late(self.dispatcher, job, now))
+            if job.queued and (why := admission.late(self.dispatcher, job, now)):
+                self._shed(job, "late", why, now)
         self._tick_workers(now)
         self._tick_unserved(now)
-        self._dispatch(now)
+        self.dispatch(now)
         if now - self._client_beat_s >= CLIENT_BEAT_S:
             # Finds callers that have gone (the send fails) and shows the others that the broker lives.
             self._client_beat_s = now
             beat = protocol.HeartbeatHeader(epoch=self.epoch)
-            self._effects += [ev.ToClient(client, protocol.HEARTBEAT, b"", beat) for client in self.clients]
+            self.effects += [ev.ToClient(client, protocol.HEARTBEAT, b"", beat) for client in self.clients]
 
     def _tick_workers(self, now: float) -> None:
         broker = self.config.broker
@@ -625,7 +677,7 @@ class Broker:
             if now - worker.heard_s > broker.worker_liveness_s:
                 self._on_worker_gone(ev.WorkerGone(worker.identity, reason="silent"), now)
         beat = protocol.HeartbeatHeader(epoch=self.epoch)
-        self._effects += [
+        self.effects += [
             ev.ToWorker(identity, protocol.HEARTBEAT, b"", beat) for identity in self.dispatcher.fleet.workers
         ]
 
@@ -644,7 +696,7 @@ class Broker:
                 continue
             for job in list(waiting[model].waiting()):
                 for waiter in [w for w in job.waiters if now - w.arrived_s >= limit_s]:
-                    self._leave(waiter)
+                    self.leave(waiter, now)
                     self._refuse(
                         waiter,
                         errors.Unavailable(f"no worker serves {model} at present", retry_after_s=2.0),

@@ -6,7 +6,7 @@ May not: callers, deadlines, endings (broker.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from walled.config import Config
 from walled.core import codel
@@ -150,8 +150,7 @@ class Dispatcher:
             oldest = [
                 (lane.model, since)
                 for lane in self.waiting.values()
-                if (lane.backend or self.metas[lane.model].backend) == backend
-                and (since := lane.oldest_s()) is not None
+                if backend in self.fleet.backends_of(lane.name) and (since := lane.oldest_s()) is not None
             ]
             residence.consider_switch(
                 oldest, now, max_wait_s=limits.max_wait_s, min_residence_s=limits.min_residence_s
@@ -164,9 +163,9 @@ class Dispatcher:
 
         It jumps no line: whatever waits in another lane could not start either, or it would have.
         """
-        if lane.count or not self._may_start(lane, now):
+        if lane.count:
             return None
-        return self.fleet.choose(lane.name, session)
+        return self.fleet.choose(lane.name, session, self._shut(lane, now))
 
     def take(self, now: float) -> tuple[Job, Worker] | None:
         """Take the next job that can start now out of its lane, and the worker that shall run it.
@@ -183,18 +182,19 @@ class Dispatcher:
             if found is None:
                 return None
             best = found
-        worker = self.fleet.choose(best.name)
-        if worker is None or not self._may_start(best, now):
+        shut = self._shut(best, now)
+        worker = self.fleet.choose(best.name, "", shut)
+        if worker is None:
             return None
         job = best.pop(now)
         if job is None:
             return None
         self._taken(job, best)
         session = job.waiters[0].header.session
-        return job, (self.fleet.choose(best.name, session) or worker) if session else worker
+        return job, (self.fleet.choose(best.name, session, shut) or worker) if session else worker
 
     def _can_start(self, lane: Lane, now: float) -> bool:
-        return self.fleet.choose(lane.name) is not None and self._may_start(lane, now)
+        return self.fleet.choose(lane.name, "", self._shut(lane, now)) is not None
 
     def started(self, job: Job, worker: Worker, now: float) -> None:
         """The job was given to the worker."""
@@ -208,15 +208,19 @@ class Dispatcher:
         worker.jobs[job.job_id] = job
         job.among = self.fleet.running(worker.backend)
 
-    def _may_start(self, lane: Lane, now: float) -> bool:
-        model = lane.model
-        backend = lane.backend or self.metas[model].backend
-        residence = self.residences.get(backend)
-        if residence is None or not residence.limit:
-            return True
-        return residence.may_start(
-            model, now, running=self._running(backend), min_residence_s=self.config.broker.min_residence_s
-        )
+    def _shut(self, lane: Lane, now: float) -> Collection[str]:
+        """Backends that serve a lane, but have other models loaded at present."""
+        shut: Collection[str] = ()
+        for backend in self.fleet.backends_of(lane.name):
+            residence = self.residences[backend]
+            if residence.limit and not residence.may_start(
+                lane.model,
+                now,
+                running=self._running(backend),
+                min_residence_s=self.config.broker.min_residence_s,
+            ):
+                shut = (*shut, backend)
+        return shut
 
     def _running(self, backend: str) -> Callable[[str], int]:
         def running(model: str) -> int:

@@ -114,6 +114,18 @@ class Steer(NamedTuple):
     for_s: float = 0.0
 
 
+class Found(NamedTuple):
+    """The answer to a LookUp; without a `source` there was nothing."""
+
+    client: bytes
+    request_id: bytes
+    ticket: int
+    source: Literal["", "cache", "stale", "template"] = ""
+    answer: bytes = b""
+    backend: str = ""
+    age_s: float = 0.0
+
+
 class Tick(NamedTuple):
     """Time has passed; sent a few times a second and when a timer is due."""
 
@@ -123,7 +135,7 @@ class Tick(NamedTuple):
 
 Event = (
     ClientRequest | ClientCancel | ClientGone | WorkerReady | WorkerPartial | WorkerFinal | WorkerError
-    | WorkerCredit | WorkerBeat | WorkerGone | DrainWorker | Drain | Abort | Steer | Tick
+    | WorkerCredit | WorkerBeat | WorkerGone | DrainWorker | Drain | Abort | Steer | Found | Tick
 )  # fmt: skip
 
 
@@ -150,10 +162,22 @@ class ToWorker(NamedTuple):
     payload: bytes = b""
 
 
+class LookUp(NamedTuple):
+    """Find the first of these lesser answers there is: `stale`, `template`, `intent` (a template of
+    ladder.hybrid_intents). Answered by Found with the same ticket, at once."""
+
+    client: bytes
+    request_id: bytes
+    ticket: int
+    steps: tuple[str, ...]
+    header: RequestHeader
+    payload: bytes
+
+
 class WorkerDrained(NamedTuple):
     """A worker that was asked to drain has nothing left; tell the supervisor."""
 
     worker: int
 
 
-Effect = ToClient | ToWorker | WorkerDrained
+Effect = ToClient | ToWorker | LookUp | WorkerDrained

@@ -7,6 +7,7 @@ queues, callers, how a limit is learned (limit.py).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from walled.core.lanes import place
@@ -63,6 +64,7 @@ class Fleet:
         """Those of `limits` that are below the slots."""
         self._by_backend: dict[str, list[Worker]] = {}
         self._slots: dict[str, int] = {}
+        self._backends: dict[str, tuple[str, ...]] = {}
         self._sessions: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, worker: Worker) -> None:
@@ -77,7 +79,7 @@ class Fleet:
 
     def index(self) -> None:
         """Build what dispatch reads; to be called after any change of a worker's slots or state."""
-        self.by_place, self._by_backend, self._slots = {}, {}, {}
+        self.by_place, self._by_backend, self._slots, self._backends = {}, {}, {}, {}
         for worker in self.workers.values():
             slots = 0 if worker.draining else worker.slots
             self._by_backend.setdefault(worker.backend, []).append(worker)
@@ -85,6 +87,9 @@ class Fleet:
                 for name in (model, place(model, worker.backend)):
                     self.by_place.setdefault(name, []).append(worker)
                     self._slots[name] = self._slots.get(name, 0) + slots
+                    known = self._backends.get(name, ())
+                    if worker.backend not in known:
+                        self._backends[name] = (*known, worker.backend)
         for backend, workers in self._by_backend.items():
             slots = sum(worker.slots for worker in workers if not worker.draining)
             # A backend whose only worker is being replaced has learned nothing by that.
@@ -134,12 +139,17 @@ class Fleet:
     def open_to(self, name: str) -> bool:
         """Whether some worker of a place takes jobs, now or when it has room."""
         return any(
-            not worker.draining and worker.backend not in self.blocked
+            worker.slots and not worker.draining and worker.backend not in self.blocked
             for worker in self.by_place.get(name, ())
         )
 
-    def choose(self, name: str, session: str = "") -> Worker | None:
-        """The worker that should run one more job of a place now, or None when all are busy or blocked.
+    def backends_of(self, name: str) -> tuple[str, ...]:
+        """The backends that serve a place, in order of appearance."""
+        return self._backends.get(name, ())
+
+    def choose(self, name: str, session: str = "", shut: Collection[str] = ()) -> Worker | None:
+        """The worker that should run one more job of a place now, or None when all are busy or blocked, or
+        of a backend that is `shut` to it.
 
         The session's last worker while it has room (its KV prefix is warm), else the least loaded.
         """
@@ -152,6 +162,8 @@ class Fleet:
             if busy >= worker.slots or worker.draining or worker.backend in self.blocked:
                 continue
             if tight and (limit := tight.get(worker.backend)) and self.running(worker.backend) >= limit.value:
+                continue
+            if shut and worker.backend in shut:
                 continue
             if worker.identity == home:
                 best = worker

@@ -7,7 +7,9 @@ A job with several waiters is a coalesced one: identical questions, one generati
 from __future__ import annotations
 
 from walled.core.fleet import Worker
-from walled.protocol import RequestHeader
+from walled.core.ladder import Stage
+from walled.core.routes import NO_ROUTE
+from walled.protocol import ErrorHeader, RequestHeader
 
 MAX_REPLAY_BYTES = 1024 * 1024
 """Streamed text kept for late joiners; past this a late joiner gets the whole answer at the end."""
@@ -16,7 +18,10 @@ MAX_REPLAY_BYTES = 1024 * 1024
 class Waiter:
     """One caller's request. It ends exactly once, when it leaves the broker's `waiters` table."""
 
-    __slots__ = ("arrived_s", "client", "deadline_s", "header", "job", "request_id", "streamed", "takes_text")
+    __slots__ = (
+        "arrived_s", "client", "deadline_s", "due_s", "hard", "header", "job", "reason", "request_id",
+        "restart", "route", "streamed", "takes_text", "ticket",
+    )  # fmt: skip
 
     def __init__(
         self, client: bytes, request_id: bytes, header: RequestHeader, arrived_s: float, deadline_s: float
@@ -26,20 +31,33 @@ class Waiter:
         self.header = header
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
+        self.due_s = deadline_s
+        """When it is looked at next: its deadline, or before that the beginning of its reserve."""
+        self.route = NO_ROUTE
+        """What it asked for; known once it is admitted."""
         self.job: Job | None = None
         self.streamed = False
         """Some text of the answer was sent to this caller."""
         self.takes_text = header.stream
         """Gets PARTIALs; a late joiner of a stream too long to replay gets only the whole answer."""
+        self.restart = False
+        """The text it has seen was of an attempt that died: what comes next begins anew."""
+        self.ticket = 0
+        """Of the lookup that is under way for it; 0 for none."""
+        self.hard = False
+        """Its job takes no step before that lookup has brought something or nothing."""
+        self.reason = ""
+        """What the answer of its last lookup stands in for: the code of an error."""
 
 
 class Job:
     """One generation: waiting in a lane, running at a worker, or abandoned there."""
 
     __slots__ = (
-        "among", "attempt", "begun", "call_s", "client", "created_s", "dispatched_s", "emitted",
-        "emitted_bytes", "job_id", "key", "lane", "payload", "payload_bytes", "queued", "rank", "replayable",
-        "store", "streaming", "ticket", "waiters", "waits_until_s", "worker",
+        "alarm_s", "among", "attempt", "begun", "call_s", "client", "created_s", "dispatched_s", "emitted",
+        "emitted_bytes", "fall", "fallback", "job_id", "key", "lane", "payload", "payload_bytes", "queued",
+        "rank", "replayable", "restarting", "store", "streaming", "ticket", "waiters", "waits_until_s",
+        "worker",
     )  # fmt: skip
 
     @property
@@ -76,10 +94,41 @@ class Job:
         """How many ran at its backend when it was handed over, itself included."""
         self.begun = False
         """The time to its first token is known."""
-        self.attempt = 1
+        self.attempt = 0
+        """Calls made so far: the number of the one that runs."""
         self.streaming = False
         """The worker was told to send PARTIALs."""
         self.emitted: list[tuple[bytes, bytes]] = []
         """(header, text) of the PARTIALs so far, for late joiners."""
         self.emitted_bytes = 0
         self.replayable = True
+        self.restarting = False
+        """A caller has seen text of an attempt that died, and none yet of this one."""
+        self.fallback = False
+        """Runs on another model than was asked for."""
+        self.alarm_s = 0.0
+        """When Descent looks at it again; 0: not."""
+        self.fall: Fall | None = None
+        """Its way down the ladder; None while all is well."""
+
+
+class Fall:
+    """How far down the ladder a job has come (descent.py), and why."""
+
+    __slots__ = ("barred", "deaths", "error", "models_over", "retries", "stage", "tried", "window")
+
+    def __init__(self, error: ErrorHeader) -> None:
+        self.error = error
+        """Why it is not where it was asked to be: what its callers are told."""
+        self.stage = Stage.SAME
+        self.tried: frozenset[tuple[str, str]] = frozenset()
+        """(backend, model) that have failed it."""
+        self.barred: frozenset[str] = frozenset()
+        """Models that must not be asked again."""
+        self.window = 0
+        """Tokens that were too few; 0: none were."""
+        self.models_over = False
+        """No model is asked any more."""
+        self.deaths = 0
+        """Workers that died with it."""
+        self.retries = 0

@@ -30,7 +30,7 @@ def validate(broker: Broker) -> None:
     """Raise InternalError with the story when an invariant is broken."""
     dispatcher = broker.dispatcher
     workers = list(dispatcher.fleet.workers.values())
-    lanes = dispatcher.lanes
+    lanes, descent = dispatcher.lanes, broker.descent
     queued = [job for lane in lanes.values() for job in lane.waiting()]
     waiters = [waiter for table in broker.clients.values() for waiter in table.values()]
     holds = {
@@ -45,10 +45,28 @@ def validate(broker: Broker) -> None:
             job.worker is worker and not job.queued for worker in workers for job in worker.jobs.values()
         ),
         "every caller waits for one living job": all(
-            (waiter in waiter.job.waiters and (waiter.job.queued or waiter.job.worker in workers))
+            (
+                waiter in waiter.job.waiters
+                and waiter.job.queued
+                + (waiter.job.worker in workers)
+                + (waiter.job in descent.between)
+                + (waiter.job in descent.resting)
+                == 1
+            )
             if waiter.job is not None
-            else waiter in broker.limbo
+            else (waiter in broker.limbo) != (waiter in descent.first)
             for waiter in waiters
+        ),
+        "jobs between two steps have callers who are looked for": all(
+            any(waiter.hard and waiter.ticket for waiter in job.waiters) for job in descent.between
+        ),
+        "resting jobs have callers and an alarm": all(job.waiters and job.alarm_s for job in descent.resting),
+        "nobody is looked for who has no job": all(
+            waiter.job in descent.between for waiter in waiters if waiter.hard
+        ),
+        "fallback jobs are neither shared nor stored": not any(
+            job.fallback and (job.key is not None or job.store)
+            for job in [*queued, *(job for worker in workers for job in worker.jobs.values())]
         ),
         "shared jobs are alive": all(job.waiters for job in broker.flights.values()),
         "no empty client": all(broker.clients.values()),

@@ -6,7 +6,7 @@ May live here: names -> targets. May not: workers, queues, what is tried when (l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from walled.config import Config
 from walled.core.lanes import place
@@ -30,9 +30,16 @@ class Route(NamedTuple):
     mode: str
     """auto, ai_only, template_only or hybrid."""
 
+    def mode_for(self, asked: str) -> str:
+        """The mode of a request that asks for `asked` ("": nothing)."""
+        return asked or self.mode
+
     def fallback(self, target: Target) -> bool:
         """Whether an answer from there is of another model than was asked for."""
         return target.model != self.targets[0].model
+
+
+NO_ROUTE: Final = Route((), "auto")
 
 
 def routes(config: Config) -> dict[str, Route]:

@@ -11,6 +11,8 @@ from typing import Any
 from walled.core.broker import Broker
 from walled.protocol import PRIORITIES
 
+_BREAKER = {"closed": 0, "half_open": 1, "open": 2}
+
 Entry = list[Any]
 """[family, [label values], value], as core/registry.py takes it."""
 
@@ -44,4 +46,6 @@ def series(broker: Broker, backends: Iterable[str], now: float) -> list[Entry]:
     for worker in workers:
         found.append(["walled_worker_heartbeat_age_seconds", [str(worker.slot)], now - worker.heard_s])
         live[worker.backend] = live.get(worker.backend, 0) + (worker.state == "ready")
+    states = broker.descent.circuits.states(now)
+    found += [["walled_breaker_state", [name], _BREAKER[state]] for name, state in states.items()]
     return found + [["walled_workers_live", [name], count] for name, count in live.items()]
