@@ -34,6 +34,8 @@ allow_scripted = true
 {daemon}
 [cache]
 path = "{cache_dir}"
+[templates]
+builtin = {templates}
 [supervisor]
 stop_timeout_s = 3.0
 {supervisor}
@@ -44,9 +46,15 @@ kind = "scripted"
 
 
 def write_config(
-    directory: Path, *, daemon: str = "", supervisor: str = "", backend: str = "workers = 2"
+    directory: Path,
+    *,
+    daemon: str = "",
+    supervisor: str = "",
+    backend: str = "workers = 2",
+    templates: bool = False,
 ) -> Path:
-    """A configuration with scripted workers and everything else below `directory`."""
+    """A configuration with scripted workers and everything else below `directory`. Without templates an
+    error stays an error."""
     path = directory / "walled.toml"
     path.write_text(
         SCRIPTED.format(
@@ -55,6 +63,7 @@ def write_config(
             daemon=daemon,
             supervisor=supervisor,
             backend=backend,
+            templates=str(templates).lower(),
         )
     )
     return path

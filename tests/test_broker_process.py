@@ -121,6 +121,7 @@ class RunningBroker:
                 # The fake workers do not beat.
                 "broker": {"worker_liveness_s": 60.0, "max_payload_bytes": 64 * 1024, **broker},
                 "cache": {"enabled": False},
+                "templates": {"builtin": False},
                 "backends": {"s": {"kind": "scripted"}},
             }
         )

@@ -105,6 +105,8 @@ run_dir = "{dir}/run"
 allow_scripted = true
 [cache]
 path = "{dir}/cache"
+[templates]
+builtin = false
 [supervisor]
 restart_intensity = 3
 restart_period_s = 4.0

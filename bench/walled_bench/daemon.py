@@ -39,11 +39,12 @@ class DaemonFailed(Exception):
 
 
 def scripted(**backend: Any) -> dict[str, Any]:
-    """A configuration with the scripted backend; `backend`: its keys."""
+    """A configuration with the scripted backend; `backend`: its keys. No template takes an error's place."""
     return {
         "backend": "script",
         "daemon": {"allow_scripted": True, "log_level": "warning"},
         "backends": {"script": {"kind": "scripted", **backend}},
+        "templates": {"builtin": False},
     }
 
 
