@@ -30,6 +30,8 @@ class Asked(NamedTuple):
     client: bytes = b"c1"
     priority: protocol.Priority = "normal"
     deadline_s: float = 1.5
+    retries: int = 0
+    """A refusal is followed by another try after its retry_after_s, as the client library does."""
 
 
 class Ended(NamedTuple):
@@ -120,6 +122,13 @@ class Load:
             if isinstance(effect, ev.ToClient) and effect.type in ENDINGS:
                 asked = self._asked[effect.request_id]
                 error = effect.header if isinstance(effect.header, ErrorHeader) else None
+                if asked.retries and effect.type == protocol.BUSY and error and error.retry_after_s:
+                    left_s = asked.deadline_s - (now - asked.at_s) - error.retry_after_s
+                    if left_s > error.retry_after_s:
+                        at_s = now + error.retry_after_s
+                        again = asked._replace(at_s=at_s, deadline_s=left_s, retries=asked.retries - 1)
+                        self._later(at_s, again)
+                        continue
                 self.ended.append(
                     Ended(
                         asked, now - asked.at_s, effect.type, error.code if error else "",

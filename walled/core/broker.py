@@ -249,13 +249,19 @@ class Broker:
                 why = f"the queue is full ({dispatcher.queued} requests, {dispatcher.queued_bytes} bytes)"
             for victim in victims or ():
                 self._shed(victim, "displaced", "the queue is full, and it made room for others", now)
-        return errors.Overloaded(why, retry_after_s=dispatcher.retry_after_s(lane, rank)) if why else None
+        if not why:
+            return None
+        left_s = waiter.deadline_s - now
+        return errors.Overloaded(why, retry_after_s=dispatcher.retry_after_s(lane, rank, left_s, now))
 
     def _shed(self, job: Job, how: str, why: str, now: float) -> None:
         """Let a waiting job, or one whose turn has come, not be run after all."""
         self.counters[f"shed.{how}"] += 1
-        retry_after_s = self.dispatcher.retry_after_s(self.dispatcher.lanes[job.lane], job.rank)
-        error = errors.Overloaded(why, retry_after_s=retry_after_s)
+        left_s = max(waiter.deadline_s for waiter in job.waiters) - now
+        lane = self.dispatcher.lanes[job.lane]
+        error = errors.Overloaded(
+            why, retry_after_s=self.dispatcher.retry_after_s(lane, job.rank, left_s, now)
+        )
         # Who made room must not take it again elsewhere.
         self.descent.shed(job, protocol.error_header(error), now, models_over=how == "displaced")
 

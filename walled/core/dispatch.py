@@ -261,8 +261,14 @@ class Dispatcher:
         slots = self.fleet.slots_for(lane.name)
         return (ahead + 1) * lane.service_s / slots if slots else 0.0
 
-    def retry_after_s(self, lane: Lane, rank: int = 2) -> float:
-        """When trying again is sensible: half the time until those who go first have started, between 0.1
-        and 30 s. Who comes back then finds the queue half as long, if nobody else comes."""
+    def retry_after_s(self, lane: Lane, rank: int, left_s: float, now: float) -> float:
+        """When a refused request of a class, with `left_s` until its deadline, should come again, between 0.1
+        and 30 s: when half of those who go first have started. Those who come back get their times one after
+        the other, as far apart as answers are: all at once, most of them would be refused again. Who will not
+        come back, for it would be more than half of its time, takes nobody's."""
         slots = self.fleet.slots_for(lane.name) or 1
-        return min(30.0, max(0.1, lane.ahead_of(rank) * (lane.service_s or 0.1) / slots / 2))
+        each_s = (lane.service_s or 0.1) / slots
+        at_s = max(now + lane.ahead_of(rank) * each_s / 2, lane.booked_s) + each_s
+        if at_s - now <= left_s / 2:
+            lane.booked_s = at_s
+        return min(30.0, max(0.1, at_s - now))

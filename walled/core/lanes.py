@@ -75,6 +75,8 @@ class Lane:
         self.service_s = 0.0
         """Moving average of dispatch-to-ending; 0 until something has finished."""
         self._observed = 0
+        self.booked_s = 0.0
+        """Until then refused requests were told to come again."""
         self.codels = tuple(Codel() for _ in range(CLASSES))
         self._turns: list[OrderedDict[bytes, Line]] = [OrderedDict() for _ in range(CLASSES)]
         """By client, whose turn is next first; no line is empty."""
@@ -219,9 +221,13 @@ class Lane:
         return len(line.jobs) if line is not None else 0
 
     def longest_line(self, rank: int) -> list[Job]:
-        """The jobs of the client with the most in a class, oldest first; empty when none waits."""
+        """The jobs of the client with the most in a class, oldest first; of equal ones, the client with the
+        newest; empty when none waits."""
         lines = self._turns[rank].values()
-        return list(max(lines, key=lambda line: len(line.jobs)).jobs.values()) if lines else []
+        if not lines:
+            return []
+        longest = max(lines, key=lambda line: (len(line.jobs), next(reversed(line.jobs))))
+        return list(longest.jobs.values())
 
     def observe(self, service_s: float) -> None:
         """Learn from one finished generation (the mean of the first ones, then exponentially weighted, with

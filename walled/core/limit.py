@@ -68,6 +68,11 @@ class Limit:
         """Whether it is below the slots, so that it has to be looked at."""
         return self._value < self.slots
 
+    def typical_s(self, running: int) -> float:
+        """The usual time to the first token when about so many run; 0 when it is not known."""
+        band = self._bands.get(running.bit_length())
+        return _median(band[0]) if band else 0.0
+
     def resize(self, slots: int) -> None:
         """The slots changed. A limit that was not below them follows; a learned one stays learned."""
         free = self._value >= self.slots
