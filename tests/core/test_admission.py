@@ -13,6 +13,7 @@ from walled import errors, protocol
 from walled.core import events as ev
 from walled.core.flights import Job
 from walled.core.limit import HOLD_S
+from walled.core.standing import series
 from walled.protocol import PRIORITIES, FinalHeader, Phases
 
 
@@ -353,3 +354,14 @@ def test_a_limit_counts_all_workers_of_a_backend() -> None:
         world.finish(identity=b"w0" if world.jobs(b"w0") else b"w1")
         assert len(world.jobs(b"w0")) + len(world.jobs(b"w1")) <= 7
     assert world.broker.dispatcher.fleet.limits["script"].slots == 8
+
+
+def test_limit_and_standing_queue_are_seen_by_the_monitor() -> None:
+    world = standing()
+    world.fail(errors.BackendOverloaded("429"))
+    world.ready(b"w1", 1, slots=3, models=("n",), backend="other")
+    found = {(name, *labels): value for name, labels, value in series(world.broker, ["script"], world.now)}
+    assert found["walled_backend_limit", "script"] == 1
+    assert found["walled_backend_limit", "other"] == 3
+    assert found["walled_queue_standing", "normal"] == 1
+    assert found["walled_queue_standing", "interactive"] == 0

@@ -152,6 +152,7 @@ def test_the_catalogue_is_sound() -> None:
     plain |= {"walled_breaker_state", "walled_alerts", "walled_health_score", "walled_health_deduction"}
     plain |= {"walled_process_threads", "walled_process_open_fds", "walled_process_max_fds"}
     plain |= {"walled_workers_live", "walled_leak_verdict", "walled_cache_entries"}
+    plain |= {"walled_backend_limit", "walled_queue_standing"}
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     for family in FAMILIES:
         assert family.name.startswith("walled_")

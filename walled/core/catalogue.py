@@ -65,10 +65,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_requests_in_flight", _G, "Requests at workers."),
     Family("walled_queue_depth", _G, "Requests waiting.", ("class",), 8),
     Family("walled_queue_bytes", _G, "Payloads waiting."),
+    Family("walled_queue_standing", _G, "1 while the queue of a class does not shorten.", ("class",), 8),
     Family("walled_queue_oldest_age_seconds", _G, "Age of the oldest waiting request.", ("class",), 8),
     # Workers
     Family("walled_worker_state", _G, "1 for the state the worker is in.", ("worker", "state"), 512),
     Family("walled_workers_live", _G, "Workers that can be given requests.", ("backend",)),
+    Family("walled_backend_limit", _G, "Requests handed to a backend at once, as learned.", ("backend",)),
     Family("walled_worker_heartbeat_age_seconds", _G, "Since the worker was heard.", ("worker",), 128),
     Family("walled_worker_restarts_total", _C, "Restarts of children, by reason.", ("role", "reason")),
     # Cache

@@ -90,12 +90,18 @@ class Fleet:
                     known = self._backends.get(name, ())
                     if worker.backend not in known:
                         self._backends[name] = (*known, worker.backend)
-        for backend, workers in self._by_backend.items():
-            slots = sum(worker.slots for worker in workers if not worker.draining)
+        for backend, slots in self.slots_by_backend().items():
             # A backend whose only worker is being replaced has learned nothing by that.
             if slots and (limit := self.limits.get(backend)) is not None:
                 limit.resize(slots)
         self.tighten()
+
+    def slots_by_backend(self) -> dict[str, int]:
+        """Slots of workers that take jobs, by backend."""
+        return {
+            backend: sum(worker.slots for worker in workers if not worker.draining)
+            for backend, workers in self._by_backend.items()
+        }
 
     def limit(self, backend: str, adaptive: bool) -> None:
         """Whether the limit of a backend is learned."""
