@@ -65,7 +65,8 @@ class Load:
     ) -> None:
         """`service_s(now, running)`: how long an answer takes that begins then; `first_s`: the share of it
         that passes before its first token."""
-        self.broker = Broker(config_of(**sections), b"epoch")
+        ladder = {"stale": False, "templates": False}  # nobody here knows of any
+        self.broker = Broker(config_of(ladder=ladder, **sections), b"epoch")
         self.slots, self.service_s, self.first_s = slots, service_s, first_s
         self.ended: list[Ended] = []
         self.running: dict[bytes, tuple[float, float]] = {}
