@@ -93,6 +93,8 @@ class Outcome(NamedTuple):
     calm_failures: int
     calm_calls: int
     real_disk: bool
+    stall_s: float
+    """The longest moment in which the machine ran nothing of the campaign."""
 
 
 def configuration(templates: Path) -> dict[str, Any]:
@@ -134,7 +136,9 @@ def campaign(seconds: float, seed: int, say: Callable[[str], None] = lambda line
         daemon = Daemon(config, directory=directory, disk=disk)
         daemon.start()
         try:
-            return asyncio.run(_Campaign(daemon, config, disk, seed, say).run(seconds))
+            found = _Campaign(daemon, config, disk, seed, say)
+            with found.stalls:
+                return asyncio.run(found.run(seconds))
         finally:
             daemon.stop()
 
@@ -156,6 +160,7 @@ class _Campaign:
         self._say = say
         self._endpoint = endpoints(daemon.run_dir).client
         self._crowd = Crowd(daemon, ROUTE, MODEL, TOKENS, seed)
+        self.stalls = self._crowd.stalls
         self._world = World(daemon, self._crowd, config, disk)
         self._world.kill_outsider = self._kill_an_outsider
         self._plan: Iterator[Planned] = faults.plan(seed)
@@ -365,6 +370,7 @@ class _Campaign:
             (crowd.deaf_twice, crowd.deaf_never, crowd.deaf_wrong), self._world, self._lost, self._broken,
             self._ended_by_itself, orphans, self._wrong_records(), self._daemon.exit_status,
             dict(growth), peaks, self._calm_failures, self._calm_calls, self._disk is not None,
+            self.stalls.longest_s(),
         )  # fmt: skip
 
     def _wrong_records(self) -> int:
@@ -438,6 +444,7 @@ def figures(outcome: Outcome) -> list[Figure]:
         figure("chaos: calls answered in full", whole / ended, "share", n=ended),
         figure("chaos: calls answered with less, marked", lesser / ended, "share", n=ended),
         figure("chaos: client processes lost to a damaged cache file", float(outcome.outsiders_lost), ""),
+        figure("chaos: longest stall of the machine (taken off the times)", outcome.stall_s, "s"),
     ]
     return found
 

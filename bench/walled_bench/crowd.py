@@ -26,7 +26,7 @@ from walled.errors import WalledError
 from walled.payload import pack_request, request_from, unpack_answer
 from walled_bench import questions
 from walled_bench.daemon import Daemon
-from walled_bench.ledger import Book, Witness
+from walled_bench.ledger import Book, Stalls, Witness
 
 STORED_QUESTIONS = 40
 DEADLINES_S = (0.5, 2.0, 8.0)
@@ -75,6 +75,7 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
         self._threads: list[threading.Thread] = []
         self.books: list[Book] = []
+        self.stalls = Stalls()
         self.witness: Witness | None = None
         self.deaf_twice = self.deaf_never = self.deaf_wrong = 0
 
@@ -83,8 +84,10 @@ class Crowd:
         return self._client
 
     def book(self, kind: str) -> Book:
-        self.books.append(Book(kind, self._main, self._tokens))
-        return self.books[-1]
+        book = Book(kind, self._main, self._tokens)
+        book.stalls = self.stalls
+        self.books.append(book)
+        return book
 
     def begin(self, endpoint: str) -> None:
         """Have everybody ask until `end`. Belongs to the running loop."""

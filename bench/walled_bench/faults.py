@@ -69,6 +69,11 @@ class World:
         self.lost_files = 0
         """Cache files destroyed so far."""
 
+    def took_s(self, began_s: float) -> float:
+        """Since then, without the stalls of the machine."""
+        now_s = time.monotonic()
+        return now_s - began_s - self.crowd.stalls.within(began_s, now_s)
+
     def victim(self, role: str, draw: random.Random) -> tuple[str, int] | None:
         found = sorted((name, pid) for name, pid in self.daemon.pids().items() if name.startswith(role))
         return draw.choice(found) if found else None
@@ -112,12 +117,12 @@ async def stop_child(world: World, draw: random.Random) -> None:
             await asyncio.sleep(POLL_S)
     finally:
         os.close(sentinel)
-    world.gone_s.append(time.monotonic() - began_s)
+    world.gone_s.append(world.took_s(began_s))
     while world.daemon.pids().get(name, pid) == pid:
         if time.monotonic() - began_s > REPLACED_LIMIT_S:
             break
         await asyncio.sleep(POLL_S)
-    world.replaced_s.append(time.monotonic() - began_s)
+    world.replaced_s.append(world.took_s(began_s))
 
 
 async def pause_child(world: World, draw: random.Random) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from walled import protocol
 from walled.adapters.sockets import ConnectionEvent, Hub
@@ -27,12 +28,59 @@ if TYPE_CHECKING:
     from walled_client.results import Reply
 
 MAX_PROBLEMS = 20
+STALL_TICK_S = 0.02
+STALL_S = 0.15
+"""A tick that takes this long was a stall."""
 GRACE_S = 1.0
 """Past its deadline a call may take this much longer before it counts as hung (a busy machine)."""
 
 
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+class Stalls:
+    """When nothing ran that should have: a thread that sleeps briefly and notes how much longer it took.
+
+    On a machine with more work than cores, or one that is itself paused, a call may come late by no fault of
+    anybody; what is judged by the clock is judged without these moments. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._found: list[tuple[float, float]] = []
+        """(beginning, end), in order."""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        began_s = time.monotonic()
+        while not self._over.wait(STALL_TICK_S):
+            now_s = time.monotonic()
+            if now_s - began_s > STALL_S:
+                self._found.append((began_s + STALL_TICK_S, now_s))
+            began_s = now_s
+
+    def within(self, began_s: float, ended_s: float) -> float:
+        """Seconds of that time which were stalls."""
+        return sum(max(0.0, min(end, ended_s) - max(begin, began_s)) for begin, end in self._found)
+
+    def longest_s(self) -> float:
+        return max((end - begin for begin, end in self._found), default=0.0)
+
+
 class Ledger:
     """How the client's calls ended."""
+
+    stalls: Stalls | None = None
+    """Of the machine they are made on, when somebody looks."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -65,10 +113,13 @@ class Ledger:
         self._timed(began_s, deadline_s)
 
     def _timed(self, began_s: float, deadline_s: float) -> None:
-        took_s = time.monotonic() - began_s
+        now_s = time.monotonic()
+        took_s = now_s - began_s
+        if self.stalls is not None and took_s > deadline_s + GRACE_S:
+            took_s -= self.stalls.within(began_s, now_s)
         if took_s > deadline_s + GRACE_S:
             self.hung += 1
-            self.note(f"a call with a deadline of {deadline_s:g} s took {took_s:.2f} s")
+            self.note(f"a call with a deadline of {deadline_s:g} s took {took_s:.2f} s at {_clock()}")
 
     @property
     def open(self) -> int:
