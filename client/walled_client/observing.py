@@ -43,6 +43,12 @@ class Observer:
             raise DaemonUnavailable(
                 f"the monitor at {self._peer} did not answer {op} within {self._deadline_s:g} s"
             ) from None
+        except DaemonUnavailable as exc:
+            raise DaemonUnavailable(
+                f"no monitor answers at {self._peer}; start the daemon with `walled`, or check the "
+                "run directory",
+                retry_after_s=exc.retry_after_s,
+            ) from None
 
     def health(self) -> dict[str, Any]:
         """Score, grade, every deduction with symptom, impact, cause and action; leak verdicts."""

@@ -20,6 +20,17 @@ SLACK_S = 30.0
 """py-spy reads the symbols of the process before it begins, and writes after it has ended."""
 
 
+WAITS = (
+    "Condition.wait (",
+    "Event.wait (",
+    "Poller.wait (",
+    "EpollSelector.select (",
+    "PollSelector.select (",
+)
+"""Functions that wait. py-spy leaves out threads that the kernel calls asleep at the moment of the sample, and
+takes one that is just being put to sleep for a busy one."""
+
+
 class Hot(NamedTuple):
     """A function, and its share of the samples."""
 
@@ -39,20 +50,23 @@ def program() -> str:
     return found
 
 
-def record(pid: int, duration_s: float, rate_hz: int, output: Path, form: Format) -> None:
-    """Sample for so long and write the file. Raises Unavailable with py-spy's own words."""
+def record(
+    pid: int, duration_s: float, rate_hz: int, output: Path, form: Format, native: bool = False
+) -> None:
+    """Sample for so long and write the file; `native`: functions of C and C++ too. Raises Unavailable with
+    py-spy's own words."""
     _run(
         ["record", "--pid", str(pid), "--duration", f"{max(1, round(duration_s))}", "--rate", str(rate_hz),
-         "--format", form, "--output", str(output)],
+         "--format", form, "--output", str(output), *(["--native"] if native else [])],
         duration_s + SLACK_S,
     )  # fmt: skip
 
 
-def hottest(pid: int, duration_s: float, rate_hz: int) -> tuple[list[Hot], int]:
+def hottest(pid: int, duration_s: float, rate_hz: int, native: bool = False) -> tuple[list[Hot], int]:
     """The functions that took the time, and how many samples there were; an idle process gives none."""
     with tempfile.TemporaryDirectory(prefix="walled-profile-") as directory:
         output = Path(directory) / "raw"
-        record(pid, duration_s, rate_hz, output, "raw")
+        record(pid, duration_s, rate_hz, output, "raw", native)
         return added_up(output.read_text(encoding="utf-8", errors="replace"))
 
 
@@ -68,7 +82,7 @@ def added_up(raw: str) -> tuple[list[Hot], int]:
             continue
         frames = [frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in stack.split(";")]
         frames = [frame for frame in frames if not frame.startswith(("process ", "thread "))]
-        if not frames:
+        if not frames or any(frame.startswith(WAITS) for frame in frames):
             continue
         samples += int(count)
         own[frames[-1]] += int(count)

@@ -352,6 +352,25 @@ def test_verbs_of_other_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("nonsense").exit_code == 2
 
 
+def test_what_an_extra_is_missing_for_says_how_to_get_it(
+    daemon: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from walled_client import profiling
+    from walled_client.ctl import top
+
+    monkeypatch.setattr(top, "on_terminal", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setitem(sys.modules, "textual", None)
+    monkeypatch.setitem(sys.modules, "textual.app", None)
+    monkeypatch.delitem(sys.modules, "walled_client.ctl.screen", raising=False)
+    monkeypatch.setattr(profiling.shutil, "which", lambda _: None)
+    monkeypatch.setattr(profiling.sys, "executable", "/nowhere/python")
+    for args, extra in ((("top",), "top"), (("profile", "broker"), "profile")):
+        result = run(*args)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"pip install 'walled[{extra}]'" in result.stderr
+
+
 # --- without a daemon ------------------------------------------------------------------------------
 
 

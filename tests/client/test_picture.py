@@ -191,7 +191,9 @@ def test_the_actions_health_recommends_are_verbs() -> None:
 
 
 def test_collapsed_stacks_are_added_up_by_function() -> None:
-    rows, samples = added_up("a (x.py:1);b (x.py:5) 3\na (x.py:1);b (x.py:7) 1\na (x.py:9) 4\nnonsense\n")
+    waiting = "a (x.py:1);Poller.wait (walled/adapters/sockets.py:354) 50\n"
+    busy = "a (x.py:1);b (x.py:5) 3\na (x.py:1);b (x.py:7) 1\na (x.py:9) 4\nnonsense\n"
+    rows, samples = added_up(waiting + busy)
     assert samples == 8
     assert {row.function: (row.own, row.total) for row in rows} == {
         "a (x.py)": (0.5, 1.0),

@@ -42,6 +42,7 @@ def _roles(_: click.Context, __: click.Parameter, begun: str) -> list[Completion
     "--output", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
     help="Write FILE instead: .svg a flame graph, .json for speedscope.app, else collapsed stacks.",
 )  # fmt: skip
+@click.option("--native", is_flag=True, help="Functions of C and C++ too, such as those of llama.cpp.")
 @click.option("--stacks", is_flag=True, help="Only show what every thread is doing now.")
 @pass_terminal
 def profile_verb(
@@ -51,12 +52,13 @@ def profile_verb(
     for_s: float,
     rate: int,
     output: Path | None,
+    native: bool,
     stacks: bool,
 ) -> int:
     """Sample one process with py-spy and show the functions that took its time.
 
     Needs the extra: pip install 'walled[profile]'. The process goes on undisturbed. Only functions and files
-    are shown, never values. Waiting is not sampled: an idle process has nothing to show.
+    are shown, never values. Waiting is left out: an idle process has nothing to show.
     """
     if for_s > 600:
         raise click.UsageError("--for: at most 10m")
@@ -73,11 +75,11 @@ def profile_verb(
     terminal.note(f"looking at {name} (pid {pid}) for {for_s:g} s")
     if output is not None:
         form: profiling.Format = {".svg": "flamegraph", ".json": "speedscope"}.get(output.suffix, "raw")  # type: ignore[assignment]
-        profiling.record(pid, for_s, rate, output, form)
+        profiling.record(pid, for_s, rate, output, form, native)
         data |= {"output": str(output), "format": form}
         terminal.emit(data, lambda: click.echo(f"{output}: {form}"))
         return EXIT_OK
-    rows, samples = profiling.hottest(pid, for_s, rate)
+    rows, samples = profiling.hottest(pid, for_s, rate, native)
     data |= {"samples": samples, "functions": [row._asdict() for row in rows]}
 
     def show() -> None:

@@ -38,7 +38,7 @@ def top_verb(terminal: Terminal) -> int | None:
     Keys: q quit, e explain the health score, p pause, arrows scroll. Two columns from 132 characters on.
     Needs the extra: pip install 'walled[top]'. Piped, or with --json, one sample is printed without it.
     """
-    if terminal.json or not on_terminal():
+    if terminal.json or not on_terminal() or os.environ.get("TERM") == "dumb":
         return _sample(terminal)
     try:
         from walled_client.ctl.screen import Top
@@ -47,8 +47,9 @@ def top_verb(terminal: Terminal) -> int | None:
             "top needs textual, which is not installed: pip install 'walled[top]'; "
             "walled-ctl stat and walled-ctl status do without"
         ) from None
-    with terminal.client(cache=False) as client:
-        board = client.dashboard()
+    with terminal.observer() as observer:
+        board = observer.dashboard()
+    board["daemon"] = _daemon(terminal)
     run_dir = place_of(terminal.run_dir, terminal.endpoint)
     color = use_color() is None
     Top(os.fspath(run_dir) if run_dir else None, terminal.endpoint, board, blocks(), color).run()
@@ -61,10 +62,7 @@ def _sample(terminal: Terminal) -> int:
     picture = next(stream)
     picture = next(stream)
     stream.close()
-    try:
-        picture.daemon = terminal.ask_daemon("status")
-    except WalledError:
-        picture.daemon = None
+    picture.daemon = _daemon(terminal)
     _remember(terminal, picture)
     data: dict[str, Any] = {
         **sample(picture),
@@ -83,6 +81,13 @@ def _sample(terminal: Terminal) -> int:
 
     terminal.emit(data, show)
     return EXIT_OK
+
+
+def _daemon(terminal: Terminal) -> dict[str, Any] | None:
+    try:
+        return terminal.ask_daemon("status")
+    except WalledError:
+        return None
 
 
 def _remember(terminal: Terminal, picture: Picture) -> None:
