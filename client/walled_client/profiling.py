@@ -27,7 +27,7 @@ WAITS = (
     "EpollSelector.select (",
     "PollSelector.select (",
 )
-"""Functions that wait. py-spy leaves out threads that the kernel calls asleep at the moment of the sample, and
+"""Functions that wait. py-spy leaves out threads that the kernel calls asleep at the moment of a sample, and
 takes one that is just being put to sleep for a busy one."""
 
 
