@@ -133,6 +133,17 @@ def test_a_storm_of_crossings_tells_once_per_change() -> None:
     assert len(made.history()) <= alerts.MAX_HISTORY
 
 
+def test_ticks_that_come_a_little_early_are_looks_all_the_same() -> None:
+    made, looks = Alerts([rule(for_s=0.0), rule(name="rare", every_s=5.0)]), 0
+    for number in range(20):
+        now_s = 1000.0 + number + (0.002 if number % 2 else -0.002)
+        world = World().at(now_s)
+        world.gauge("walled_system_cpu_ratio", 0.95 if number % 2 else 0.1)
+        looks += any(isinstance(e, Change) and e.rule == "cpu" for e in made.evaluate(now_s, world))
+    assert looks == 20
+    assert sum(change.rule == "rare" for change in made.history()) <= 4
+
+
 def test_it_is_repeated_while_it_fires() -> None:
     _, told, _ = run(Alerts([rule(repeat_s=10.0)]), [0.95] * 35)
     assert [(n.at_s, n.repeated) for n in told] == [(1003, False), (1013, True), (1023, True), (1033, True)]

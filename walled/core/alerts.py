@@ -24,6 +24,8 @@ Signal = Literal["bad", "between", "good", "none"]
 
 MAX_HISTORY = 500
 MAX_SILENCES = 200
+EARLY_S = 0.5
+"""A look comes a little early rather than a whole tick late: ticks are about a second apart, not exactly."""
 LONGEST_GAP_S = 10.0
 """Nobody looked for longer (a restart): that time proves nothing."""
 
@@ -157,7 +159,7 @@ class Alerts:
 
     def _is_due(self, rule: Rule, now_s: float) -> bool:
         looked_s = self._standings[rule.name].looked_s
-        return not looked_s <= now_s < looked_s + rule.every_s
+        return not looked_s <= now_s < looked_s + rule.every_s - EARLY_S
 
     def _look(self, rule: Rule, reading: Reading | None, now_s: float) -> list[Change]:
         standing = self._standings[rule.name]

@@ -17,8 +17,9 @@ GAMMA = (1 + ERROR) / (1 - ERROR)
 _INVERSE_LOG = 1 / math.log(GAMMA)
 SMALLEST, LARGEST = 1e-6, 1e7
 
-TIERS = ((10.0, 37), (300.0, 73))
-"""(seconds, slots) of a window: six minutes in steps of ten seconds, six hours in steps of five minutes."""
+TIERS = ((1.0, 21), (10.0, 37), (300.0, 73))
+"""(seconds, slots) of a window: twenty seconds in steps of one, six minutes in steps of ten, six hours in
+steps of five minutes. Were the fine steps to reach further, merging them would cost more."""
 
 
 class Sketch:
