@@ -123,7 +123,11 @@ class World:
         models: tuple[str, ...] = ("m",),
         **more: Any,
     ) -> None:
-        infos = tuple(ModelInfo(name=name, digest=f"digest-{name}") for name in models)
+        windows = more.pop("windows", {})
+        infos = tuple(
+            ModelInfo(name=name, digest=f"digest-{name}", context_tokens=windows.get(name, 0))
+            for name in models
+        )
         header = ReadyHeader(
             worker=slot, token=b"t", pid=1, backend=more.pop("backend", "script"), kind="scripted",
             slots=slots, models=infos, **more,

@@ -170,7 +170,7 @@ class BrokerLife(RuleBasedStateMachine):
         assert world.broker.dispatcher.queued == world.broker.dispatcher.queued_bytes == 0
         assert world.broker.deadlines.due(world.now + 1e6) == []
         descent = world.broker.descent
-        assert len(descent.between) == len(descent.resting) == len(descent.first) == 0
+        assert len(descent.between) == len(descent.resting) == len(descent.lookups.first) == 0
         assert descent.alarms.due(world.now + 1e6) == []
 
 

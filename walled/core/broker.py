@@ -24,6 +24,7 @@ from walled.core.fleet import Worker
 from walled.core.flights import MAX_REPLAY_BYTES, Job, Waiter
 from walled.core.ladder import reserve_s
 from walled.core.lanes import Lane
+from walled.core.limbo import Limbo
 from walled.core.policy import Plan, plan
 from walled.core.record import ModelMeta
 from walled.core.timers import Deadlines
@@ -49,15 +50,13 @@ class Broker:
         """Requests in `clients`."""
         self.flights: dict[bytes, Job] = {}
         """Shareable jobs by cache key."""
-        self.limbo: dict[Waiter, ev.ClientRequest] = {}
-        """Requests for a model that a backend which has not reported yet may serve."""
+        self.limbo = Limbo(self)
         self.deadlines: Deadlines[Waiter] = Deadlines()
         self.draining = False
         self.until_s = {"shed": 0.0, "fallback": 0.0}
         """Remedies that are in force, and until when: ev.Steer."""
         self.counters: Counter[str] = Counter()
         self.history: deque[tuple[Any, ...]] = deque(maxlen=HISTORY)
-        self._expected = set(config.enabled_backends())
         self._next_job = 0
         self.measurements: list[tuple[Any, ...]] = []
         """Endings since the shell took them last: core/measured.py."""
@@ -83,7 +82,7 @@ class Broker:
             ev.Drain: self._on_drain,
             ev.Abort: self._on_abort,
             ev.Steer: self._on_steer,
-            ev.Found: self.descent.on_found,
+            ev.Found: self.descent.lookups.on_found,
             ev.Tick: self._on_tick,
         }
 
@@ -121,7 +120,6 @@ class Broker:
         """Take over limits and policies; queues and running jobs stay."""
         self.config = config
         self.dispatcher.reconfigure(config)
-        self._expected = set(config.enabled_backends())
         self.descent.reconfigure()
 
     # --- requests ----------------------------------------------------------------------------------
@@ -143,14 +141,18 @@ class Broker:
         waiter.due_s = deadline_s - reserve_s(self.config.ladder, deadline_s - now)
         self.deadlines.add(waiter, waiter.due_s)
         descent = self.descent
-        if (header.mode or descent.templates_first) and not self.draining and descent.begins(waiter, event):
+        if (
+            (header.mode or descent.templates_first)
+            and not self.draining
+            and descent.lookups.begins(waiter, event)
+        ):
             return
         if event.cached is not None:
             total_ms = 0.0
             final = FinalHeader(source="cache", age_s=event.cached_age_s, phases=Phases(total_ms=total_ms))
             self.end(waiter, protocol.FINAL, final, event.cached.answer, "cache")
         elif self.draining:
-            self._refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
+            self.refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
         else:
             self.admit(waiter, event, now)
 
@@ -159,14 +161,14 @@ class Broker:
         header = waiter.header
         dispatcher = self.dispatcher
         if "\0" in header.model:  # the places of a model at one backend are not for callers
-            self._unknown_model(waiter, event)
+            self.limbo.take(waiter, event)
             return
         route = waiter.route = dispatcher.route(header.model)
         model, place = route.targets[0].model, route.targets[0].lane
         lane = dispatcher.lanes.get(place)
         several = len(route.targets) > 1
         if lane is None and not (several and any(t.lane in dispatcher.lanes for t in route.targets)):
-            self._unknown_model(waiter, event)
+            self.limbo.take(waiter, event)
             return
         key, chosen = event.key, event.plan
         if chosen is None or (key is None and chosen.coalesce):
@@ -180,7 +182,7 @@ class Broker:
                 if self.callers <= CALLERS_PER_PLACE * self.config.broker.queue_max_requests:
                     self._join(job, waiter, now)
                 else:
-                    self._refuse(waiter, errors.Overloaded("too many callers wait", retry_after_s=1.0))
+                    self.refuse(waiter, errors.Overloaded("too many callers wait", retry_after_s=1.0))
                 return
         rank = 2 if header.background else RANKS[header.priority]
         job = self.new_job(waiter, event.payload, rank, now)
@@ -210,22 +212,6 @@ class Broker:
         self._next_job += 1
         number = self._next_job.to_bytes(8, "big")
         return Job(number, waiter.client, waiter.route.targets[0].lane, payload, rank, now)
-
-    def _unknown_model(self, waiter: Waiter, event: ev.ClientRequest) -> None:
-        if self._expected - {worker.backend for worker in self.dispatcher.fleet.workers.values()}:
-            limits = self.config.broker
-            waiting_bytes = sum(len(request.payload) for request in self.limbo.values())
-            if (
-                len(self.limbo) < limits.queue_max_requests
-                and waiting_bytes + len(event.payload) <= limits.queue_max_bytes
-            ):
-                self.limbo[waiter] = event
-            else:
-                self._refuse(waiter, errors.Unavailable("the workers are starting", retry_after_s=1.0))
-            return
-        names = {lane.model for lane in self.dispatcher.lanes.values()} | set(self.config.routes)
-        known = ", ".join(sorted(names)) or "none"
-        self.fail(waiter, errors.ModelNotFound(f"no model is named {waiter.header.model!r}; known: {known}"))
 
     def refusal(
         self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float, *, displace: bool = True
@@ -334,8 +320,8 @@ class Broker:
 
     def leave(self, waiter: Waiter, now: float) -> None:
         """Take a caller off its job; a job nobody waits for is dropped, or cancelled at its worker."""
-        self.limbo.pop(waiter, None)
-        self.descent.first.pop(waiter, None)
+        self.limbo.leave(waiter)
+        self.descent.lookups.first.pop(waiter, None)
         job = waiter.job
         if job is None:
             return
@@ -379,7 +365,7 @@ class Broker:
     def fail(self, waiter: Waiter, error: errors.WalledError) -> None:
         self.end(waiter, protocol.ERROR, protocol.error_header(error), b"", error.code)
 
-    def _refuse(self, waiter: Waiter, error: errors.WalledError) -> None:
+    def refuse(self, waiter: Waiter, error: errors.WalledError) -> None:
         self.end(waiter, protocol.BUSY, protocol.error_header(error), b"", f"refused_{error.code}")
 
     def unshare(self, job: Job) -> None:
@@ -431,7 +417,7 @@ class Broker:
                     context=header.context,
                     trace=waiters[0].request_id.hex(),
                     attempt=job.attempt,
-                    first_token_ms=self.descent.first_token_ms(job, deadline_s, now),
+                    first_token_ms=self.descent.places.first_token_ms(job, deadline_s, now),
                 ),
                 job.payload,
             )
@@ -443,9 +429,7 @@ class Broker:
         if self.dispatcher.add_worker(event.worker, event.header, now):
             self.counters["workers_ready"] += 1
             self.descent.circuits.proved(event.header.backend, now)
-        for waiter, request in list(self.limbo.items()):
-            del self.limbo[waiter]
-            self.admit(waiter, request, now)
+        self.limbo.admit_all(now)
         self.dispatch(now)
 
     def _on_partial(self, event: ev.WorkerPartial, now: float) -> None:
@@ -619,9 +603,7 @@ class Broker:
 
     def _on_drain(self, event: ev.Drain, now: float) -> None:
         self.draining = True
-        for waiter in list(self.limbo):
-            del self.limbo[waiter]
-            self._refuse(waiter, errors.Draining("the daemon is stopping", retry_after_s=2.0))
+        self.limbo.refuse_all(errors.Draining("the daemon is stopping", retry_after_s=2.0))
 
     def _on_abort(self, event: ev.Abort, now: float) -> None:
         self.draining = True
@@ -661,6 +643,7 @@ class Broker:
             if job.queued and (why := admission.late(self.dispatcher, job, now)):
                 self._shed(job, "late", why, now)
         self._tick_workers(now)
+        self.limbo.tick(now)
         self._tick_unserved(now)
         self.dispatch(now)
         if now - self._client_beat_s >= CLIENT_BEAT_S:
@@ -690,12 +673,6 @@ class Broker:
     def _tick_unserved(self, now: float) -> None:
         """Give up waiting for workers that do not come back in time."""
         limit_s = self.config.broker.start_wait_s
-        for waiter in [waiter for waiter in self.limbo if now - waiter.arrived_s >= limit_s]:
-            del self.limbo[waiter]
-            self._refuse(
-                waiter,
-                errors.Unavailable("no worker has started yet; see the daemon's log", retry_after_s=2.0),
-            )
         waiting = self.dispatcher.waiting
         for model, since in self.dispatcher.down_since.items():
             if now - since < limit_s or model not in waiting:
@@ -703,7 +680,7 @@ class Broker:
             for job in list(waiting[model].waiting()):
                 for waiter in [w for w in job.waiters if now - w.arrived_s >= limit_s]:
                     self.leave(waiter, now)
-                    self._refuse(
+                    self.refuse(
                         waiter,
                         errors.Unavailable(f"no worker serves {model} at present", retry_after_s=2.0),
                     )

@@ -1,8 +1,7 @@
 """Requests on their way down the ladder: what failed, what is tried next, what is waited for meanwhile.
 
 May live here: taking the steps that ladder.py allows, in order; the state between two of them. May not:
-admission and endings (broker.py), where a model is and how full (dispatch.py), lookups (the shell answers
-ev.LookUp with ev.Found).
+admission and endings (broker.py), where a job may run (places.py), lesser answers (lookups.py).
 
 A job is always in one of these: queued in a lane, running at a worker, `resting` before a retry, or `between`
 two steps while lookups for its callers are under way. Callers who share a job go down together for as long as
@@ -11,32 +10,27 @@ their routes agree; a lesser answer is looked up, and may be refused, for each a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING
 
 from walled import errors, protocol
-from walled.core import events as ev
 from walled.core import ladder
 from walled.core.breaker import Circuits
 from walled.core.fleet import Worker
 from walled.core.flights import Fall, Job, Waiter
 from walled.core.ladder import Stage
-from walled.core.lanes import Lane, place
+from walled.core.lanes import Lane
+from walled.core.lookups import Lookups
 from walled.core.patience import first_token_ms
+from walled.core.places import ARRIVAL, Places, dark_error
 from walled.core.timers import Deadlines
-from walled.protocol import ErrorHeader, FinalHeader, Phases
-from walled.sections import LadderConfig
+from walled.protocol import ErrorHeader
 
 if TYPE_CHECKING:
     from walled.core.broker import Broker
 
-ARRIVAL = ErrorHeader("unavailable", "no place of its route takes it", True, 1.0)
-"""Of a job that has just come: nothing has gone wrong yet."""
 MAX_DEATHS = 2
 """A request whose worker died is run again once."""
-PROBE_S = 0.5
-"""When to come back to a backend that is being probed."""
 
 
 class Descent:
@@ -48,14 +42,12 @@ class Descent:
         self.circuits = Circuits(broker.config.ladder, broker.dispatcher.fleet.blocked)
         self.between: dict[Job, None] = {}
         self.resting: dict[Job, None] = {}
-        self.first: dict[Waiter, ev.ClientRequest] = {}
-        """Callers whose template is looked for before any model is asked."""
+        self.places = Places(broker.dispatcher, self.circuits)
+        self.lookups = Lookups(broker)
         self.alarms: Deadlines[Job] = Deadlines()
         """Of queued jobs: the end of patience with their place; of resting ones: the retry."""
         self.dark_since: dict[str, float] = {}
         """Lanes with waiting jobs that no worker could take, and since when."""
-        self._no_fall = Fall(ARRIVAL)
-        self._tickets = 0
         self._many_hosts: set[str] = set()
         self.templates_first = False
         self.reconfigure()
@@ -68,23 +60,6 @@ class Descent:
         self.templates_first = bool(modes & {"template_only", "hybrid"})
         backends = config.enabled_backends()
         self._many_hosts = {name for name, it in backends.items() if len(getattr(it, "hosts", ())) > 1}
-
-    # --- before any model ----------------------------------------------------------------------------
-
-    def begins(self, waiter: Waiter, event: ev.ClientRequest) -> bool:
-        """Whether the answer is first looked for among the templates."""
-        wanted = ladder.first(self._mode(waiter), self._broker.config.ladder)
-        if not wanted or waiter.header.background:
-            return False
-        if not self._broker.config.ladder.templates:
-            self._broker.fail(waiter, errors.NoTemplate("templates are switched off (ladder.templates)"))
-            return True
-        self.first[waiter] = event
-        self._look_up(waiter, event.payload, (wanted,), "", hard=False)
-        return True
-
-    def _mode(self, waiter: Waiter) -> str:
-        return waiter.header.mode or self._dispatcher.route(waiter.header.model).mode
 
     # --- after a failure -----------------------------------------------------------------------------
 
@@ -227,7 +202,7 @@ class Descent:
         if ready_s > until_s - ladder.reserve_s(limits, until_s - now) or not self.circuits.spend(backend):
             return False
         fall.retries += 1
-        self._count("retry")
+        self.count("retry")
         self._broker.counters[f"retries_total.{backend}"] += 1
         self._share(job)
         self.resting[job] = None
@@ -268,9 +243,16 @@ class Descent:
         twin.attempt, twin.restarting, twin.fall = job.attempt, job.restarting, copy(job.fall)
         self._go_on(twin, now, charged)
 
+    def _ask(self, job: Job, fall: Fall, steps: tuple[str, ...]) -> bool:
+        """Whether lesser answers are looked up for callers of a job: then it waits for what is found."""
+        if self.lookups.ask(job, fall, steps):
+            self.between[job] = None
+            return True
+        return False
+
     def _wanted(self, job: Job, fall: Fall) -> tuple[str, ...]:
         """A stale answer; with no fallback model to come between them a template in the same lookup."""
-        if not fall.models_over and next(self._places(job, True), None) is not None:
+        if not fall.models_over and next(self.places.of(job, True), None) is not None:
             return ("stale",)
         fall.stage = Stage.TEMPLATE
         return ("stale", "template")
@@ -280,24 +262,24 @@ class Descent:
         if fall.models_over:
             return False
         dark = None
-        for lane in self._places(job, fallback):
+        for lane in self.places.of(job, fallback):
             if not self._dispatcher.fleet.open_to(lane.name):
                 if self._dispatcher.fleet.slots_for(lane.name):
-                    _note(job, self._circuit_open(lane, now))
+                    _note(job, self.places.shut(lane, now))
                 elif dark is None:
                     dark = lane
                 continue
             refusal = self._refusal(job, lane, now, displace=fall.error is ARRIVAL)
             if refusal is not None:
                 _note(job, protocol.error_header(refusal))
-            elif self._paid(job, lane, charged):
+            elif self.places.paid(job, lane, charged):
                 self._settle(job, lane, fallback, now)
                 return True
         # Nobody is there: who is being restarted is worth waiting for, unless others were tried in vain.
         if dark is None:
             return False
         if fallback or fall.error is not ARRIVAL:
-            _note(job, _nobody(dark))
+            _note(job, dark_error(dark))
             return False
         refusal = self._refusal(job, dark, now, displace=True)
         if refusal is not None:
@@ -306,44 +288,13 @@ class Descent:
         self._settle(job, dark, fallback, now)
         return True
 
-    def _places(self, job: Job, fallback: bool) -> Iterator[Lane]:
-        """Where a job may still be run, in the order of its route: with the model that was asked for, or with
-        others."""
-        lanes, fleet = self._dispatcher.lanes, self._dispatcher.fleet
-        route = job.waiters[0].route
-        fall = job.fall or self._no_fall
-        tried = fall.tried
-        for target in route.targets:
-            model = target.model
-            if route.fallback(target) != fallback or model in fall.barred:
-                continue
-            lane = lanes.get(target.lane)
-            if lane is None:
-                continue
-            backends = fleet.backends_of(lane.name)
-            if target.backend or not any((name, model) in tried for name in backends):
-                found = [lane] if (target.backend, model) not in tried else []
-            else:
-                found = [lanes[place(model, name)] for name in backends if (name, model) not in tried]
-            for lane in found:
-                if not fall.window or _wider(fleet.by_place.get(lane.name, []), model, fall.window):
-                    yield lane
-
-    def _paid(self, job: Job, lane: Lane, charged: str) -> bool:
-        """Whether one more call may be made: to a backend that is well it always may, to one that fails as
-        well only from the budget of the one that failed."""
-        if not job.attempt or not charged:
-            return True
-        backends = self._dispatcher.fleet.backends_of(lane.name)
-        return all(map(self.circuits.healthy, backends)) or self.circuits.spend(charged)
-
     def _settle(self, job: Job, lane: Lane, fallback: bool, now: float) -> None:
         """The job's place is this one from now on."""
         again = job.attempt > 0
         if job.fall is not None and job.fall.error is ARRIVAL:
             job.fall = None
         elif job.fall is not None:
-            self._count("fallback_model" if fallback else "other_backend")
+            self.count("fallback_model" if fallback else "other_backend")
         job.lane = lane.name
         job.fallback = fallback
         if fallback:
@@ -363,146 +314,35 @@ class Descent:
         for waiter in job.waiters:
             if waiter.header.accept and not job.attempt:
                 self._broker.accepted(waiter, lane, job.rank)
-        further = self.further(job)
+        further = self.places.further(job)
         if further:
             until_s = self._until_s(job)
             left_s = until_s - now
             reserve_s = ladder.reserve_s(self._broker.config.ladder, left_s)
             self._alarm(job, now + first_token_ms(left_s, reserve_s, further) / 1000.0)
         if now < self._broker.until_s["fallback"]:
-            self._ask_softly(job, errors.Overloaded.code)
+            self.lookups.ask_softly(job, errors.Overloaded.code)
         since_s = self.dark_since.get(lane.name)
         if since_s is not None and now - since_s >= ladder.NO_WORKER_GRACE_S:
-            self._ask_softly(job, errors.Unavailable.code)
-
-    def further(self, job: Job) -> int:
-        """Places that could take a job if its present one does not answer."""
-        fleet = self._dispatcher.fleet
-        own = self._dispatcher.lanes[job.lane]
-        others = 0 if own.backend else len(fleet.backends_of(own.name)) - 1
-        if others <= 0 and len(job.waiters[0].route.targets) == 1:
-            return 0
-        if job.fall is not None and job.fall.models_over:
-            return 0
-        if others > 0:
-            # Wherever it is served: all of these but the one that will have it.
-            others = max(0, sum(name not in fleet.blocked for name in fleet.backends_of(own.name)) - 1)
-        return others + sum(1 for fallback in (False, True) for _ in self._open(job, own, fallback))
-
-    def _open(self, job: Job, own: Lane, fallback: bool) -> Iterator[Lane]:
-        """Other places that would take a job now or when they have room."""
-        for lane in self._places(job, fallback):
-            if lane is not own and self._dispatcher.fleet.open_to(lane.name):
-                yield lane
-
-    def first_token_ms(self, job: Job, deadline_s: float, now: float) -> int:
-        """JobHeader.first_token_ms of a job that starts now."""
-        limits = self._broker.config.ladder
-        left_s = deadline_s - now
-        return first_token_ms(left_s, ladder.reserve_s(limits, left_s), self.further(job))
+            self.lookups.ask_softly(job, errors.Unavailable.code)
 
     def _give_up(self, job: Job, fall: Fall, now: float) -> None:
         error = fall.error
         busy = not job.attempt and error.code in ladder.NOT_BEGUN
         self.between.pop(job, None)
         for waiter in list(job.waiters):
-            self._count("refusal")
+            self.count("refusal")
             self._broker.leave(waiter, now)
             kind, outcome = (protocol.BUSY, f"refused_{error.code}") if busy else (protocol.ERROR, error.code)
             self._broker.end(waiter, kind, error, b"", outcome)
 
-    # --- lookups -------------------------------------------------------------------------------------
-
-    def _ask(self, job: Job, fall: Fall, steps: tuple[str, ...]) -> bool:
-        """Have lesser answers looked up for the callers of a job; False when none may have any."""
-        asked = False
-        for waiter in job.waiters:
-            allowed = ladder.lesser(waiter.header, waiter.route.mode_for(waiter.header.mode), self._limits)
-            wanted = tuple(step for step in steps if step in allowed)
-            if wanted:
-                asked = True
-                self._look_up(waiter, job.payload, wanted, fall.error.code, hard=True)
-        if asked:
-            self.between[job] = None
-        return asked
-
-    @property
-    def _limits(self) -> LadderConfig:
-        return self._broker.config.ladder
-
-    def _ask_softly(self, job: Job, code: str) -> None:
-        for waiter in job.waiters:
-            self.soften(waiter, job.payload, code)
-
-    def soften(self, waiter: Waiter, payload: bytes, code: str, *, begun: bool = False) -> None:
-        """A lesser answer, if there is one, instead of waiting on; who gets none does wait on. Who has seen
-        text of an answer is left alone; when it has `begun` and time is up, only who cannot begin anew."""
-        if waiter.hard or (waiter.streamed and not (begun and waiter.header.restarts)):
-            return
-        wanted = ladder.lesser(waiter.header, waiter.route.mode_for(waiter.header.mode), self._limits)
-        if wanted:
-            self._look_up(waiter, payload, wanted, code, hard=False)
-
-    def _look_up(
-        self, waiter: Waiter, payload: bytes, steps: tuple[str, ...], code: str, *, hard: bool
-    ) -> None:
-        self._tickets += 1
-        waiter.ticket, waiter.hard, waiter.reason = self._tickets, hard, code
-        self._broker.effects.append(
-            ev.LookUp(waiter.client, waiter.request_id, self._tickets, steps, waiter.header, payload)
-        )
-
-    def on_found(self, event: ev.Found, now: float) -> None:
-        """What a lookup brought."""
-        broker = self._broker
-        waiter = broker.clients.get(event.client, {}).get(event.request_id)
-        if waiter is None or waiter.ticket != event.ticket:
-            return
-        if event.source:
-            self._instead(waiter, event, event.source, now)
-            broker.dispatch(now)
-            return
-        waiter.ticket = 0
-        request = self.first.pop(waiter, None)
-        if request is not None:
-            if self._mode(waiter) == "template_only":
-                broker.fail(waiter, errors.NoTemplate("no template fits this request; see docs/templates.md"))
-            else:
-                broker.admit(waiter, request, now)
-        elif waiter.hard:
-            waiter.hard = False
-            if waiter.job is not None:
-                self._all_known(waiter.job, now)
-
-    def _all_known(self, job: Job, now: float) -> None:
+    def all_known(self, job: Job, now: float) -> None:
         """Take the next step as soon as the last lookup of a job has brought nothing."""
         if job in self.between and job.waiters and not any(waiter.hard for waiter in job.waiters):
             del self.between[job]
             assert job.fall is not None
             job.fall.stage = Stage(job.fall.stage + 1)
             self._go_on(job, now)
-
-    def _instead(self, waiter: Waiter, event: ev.Found, source: protocol.Source, now: float) -> None:
-        """A caller gets this answer, and leaves its generation."""
-        job = waiter.job
-        first = self.first.pop(waiter, None) is not None
-        degraded = not first and source != "cache"
-        final = FinalHeader(
-            source=source,
-            degraded=degraded,
-            reason=waiter.reason if degraded else "",
-            backend=event.backend,
-            attempts=job.attempt if job is not None else 0,
-            age_s=event.age_s,
-            stored=source != "template",
-            phases=Phases(total_ms=(now - waiter.arrived_s) * 1000.0),
-        )
-        if degraded:
-            self._count(source)
-            self.abandoned(waiter, now)
-        self._broker.leave(waiter, now)
-        waiter.restart = waiter.streamed
-        self._broker.end(waiter, protocol.FINAL, final, event.answer, source)
 
     # --- the passing of time, and who comes and goes -------------------------------------------------
 
@@ -513,22 +353,22 @@ class Descent:
             self.resting.pop(job, None)
             self._no_alarm(job)
         elif waiter.hard:
-            self._all_known(job, now)
+            self.all_known(job, now)
 
     def short_of_time(self, waiter: Waiter, now: float) -> float:
         """The reserve of a request begins; returns when it is to be looked at again."""
-        if waiter in self.first:
+        if waiter in self.lookups.first:
             return waiter.deadline_s
         last_s = waiter.deadline_s - ladder.LAST_MOMENT_S
         if waiter.streamed and waiter.header.restarts and now < last_s:
             return last_s
-        job, request = waiter.job, self._broker.limbo.get(waiter)
+        job, request = waiter.job, self._broker.limbo.request(waiter)
         code = errors.DeadlineExceeded.code
         if job is not None:
             code = job.fall.error.code if job.fall is not None else code
-            self.soften(waiter, job.payload, code, begun=True)
+            self.lookups.soften(waiter, job.payload, code, begun=True)
         elif request is not None:
-            self.soften(waiter, request.payload, code)
+            self.lookups.soften(waiter, request.payload, code)
         return waiter.deadline_s
 
     def due(self, now: float) -> None:
@@ -554,7 +394,7 @@ class Descent:
         return any(
             self._refusal(job, lane, now, displace=False) is None
             for fallback in (False, True)
-            for lane in self._open(job, own, fallback)
+            for lane in self.places.open(job, own, fallback)
         )
 
     def evacuate(self, now: float) -> None:
@@ -566,9 +406,9 @@ class Descent:
             shut = bool(dispatcher.fleet.slots_for(lane.name))
             for job in list(lane.waiting()):
                 if shut:
-                    self.shed(job, self._circuit_open(lane, now), now)
-                elif any(True for _ in self._open(job, lane, False)):
-                    self.shed(job, _nobody(lane), now)
+                    self.shed(job, self.places.shut(lane, now), now)
+                elif any(True for _ in self.places.open(job, lane, False)):
+                    self.shed(job, dark_error(lane), now)
 
     def tick(self, now: float) -> None:
         """Probes whose time has come; lanes nobody works on."""
@@ -585,10 +425,10 @@ class Descent:
             for job in list(lane.waiting()):
                 for waiter in job.waiters:
                     if not waiter.reason:
-                        self.soften(waiter, job.payload, errors.Unavailable.code)
-        for waiter, request in self._broker.limbo.items():
+                        self.lookups.soften(waiter, job.payload, errors.Unavailable.code)
+        for waiter, request in self._broker.limbo:
             if not waiter.reason and now - waiter.arrived_s >= ladder.NO_WORKER_GRACE_S:
-                self.soften(waiter, request.payload, errors.Unavailable.code)
+                self.lookups.soften(waiter, request.payload, errors.Unavailable.code)
 
     def started(self, job: Job, worker: Worker) -> None:
         """A call goes out."""
@@ -617,7 +457,7 @@ class Descent:
         if job.key is not None:
             self._broker.flights.setdefault(job.key, job)
 
-    def _count(self, step: str) -> None:
+    def count(self, step: str) -> None:
         self._broker.counters[f"ladder_steps_total.{step}"] += 1
 
     def _refusal(self, job: Job, lane: Lane, now: float, *, displace: bool) -> errors.WalledError | None:
@@ -626,17 +466,6 @@ class Descent:
 
     def _until_s(self, job: Job) -> float:
         return max(waiter.deadline_s for waiter in job.waiters)
-
-    def _circuit_open(self, lane: Lane, now: float) -> ErrorHeader:
-        backends = self._dispatcher.fleet.backends_of(lane.name)
-        wait_s = min((self.circuits.opens_in_s(name, now) for name in backends), default=0.0) or PROBE_S
-        names = ", ".join(backends)
-        return protocol.error_header(
-            errors.Unavailable(
-                f"backend {names} is left alone after failures, or at its own wish",
-                retry_after_s=round(max(0.1, wait_s), 3),
-            )
-        )
 
 
 def _note(job: Job, error: ErrorHeader) -> Fall:
@@ -654,14 +483,3 @@ def _pass_over(fall: Fall, verdict: ladder.Verdict) -> None:
         fall.models_over = True
     elif not verdict.elsewhere and fall.stage == Stage.SAME:
         fall.stage = Stage.STALE
-
-
-def _nobody(lane: Lane) -> ErrorHeader:
-    return protocol.error_header(
-        errors.Unavailable(f"no worker serves {lane.model} at present", retry_after_s=2.0)
-    )
-
-
-def _wider(workers: list[Worker], model: str, window: int) -> bool:
-    """Whether a place may hold more than `window` tokens: 0 is not known."""
-    return any(not (found := worker.models[model].context_tokens) or found > window for worker in workers)

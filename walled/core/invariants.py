@@ -54,7 +54,7 @@ def validate(broker: Broker) -> None:
                 == 1
             )
             if waiter.job is not None
-            else (waiter in broker.limbo) != (waiter in descent.first)
+            else (waiter in broker.limbo) != (waiter in descent.lookups.first)
             for waiter in waiters
         ),
         "jobs between two steps have callers who are looked for": all(
