@@ -54,7 +54,8 @@ class BrokerConfig(_Section, frozen=True, kw_only=True):
     max_deadline_s: Seconds = 3600.0
     """Longer deadlines are shortened to this."""
     age_step_s: Seconds = 5.0
-    """A waiting request moves up one priority class per this many seconds."""
+    """A request that was passed over for so long, for each class between, gets a fifth of the starts of the
+    better class."""
     queue_patience: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10.0
     """While a queue does not shorten, its requests wait at most so many times what an answer takes, or half
     of the time their callers gave when that is more, and then are refused; 0: until their deadlines."""

@@ -73,6 +73,7 @@ class Load:
         """By job: when it began, and how long it takes."""
         self.most_queued = 0
         self.started: list[Asked] = []
+        self.started_s: list[float] = []
         self._asked: dict[bytes, Asked] = {}
         self._order = itertools.count()
         self._due: list[tuple[float, int, object]] = []
@@ -140,6 +141,7 @@ class Load:
                 pass
             elif isinstance(effect, ev.ToWorker) and effect.type == protocol.REQUEST:
                 self.started.append(self._asked[effect.payload])
+                self.started_s.append(now)
                 took_s = self.service_s(now, len(self.running) + 1)
                 self.running[effect.request_id] = now, took_s
                 self._later(now + took_s, effect.request_id)

@@ -249,6 +249,22 @@ def test_an_estimate_learns_from_what_was_given_up() -> None:
     assert world.broker.dispatcher.lanes["m"].service_s > before_s + 1
 
 
+def test_a_batch_request_of_another_model_is_not_starved_either() -> None:
+    world = World()
+    world.ready(models=("a", "b"))
+    world.ask(b"flood", model="a", priority="interactive")
+    world.ask(b"nightly", b"patient", model="b", priority="batch")
+    served = 0
+    while b"patient" not in world.payloads():
+        world.ask(b"flood", model="a", priority="interactive")
+        world.do(ev.WorkerBeat(b"w0"))
+        world.tick(0.5)
+        world.finish()
+        served += 1
+        assert served < 40, "starved"
+    assert served > 19, "twice five seconds"
+
+
 # --- the limit of a backend -----------------------------------------------------------------------------
 
 

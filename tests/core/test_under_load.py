@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from load import Asked, Ended, Load, arrivals
 
+from walled.core.dispatch import AGED_EVERY
 from walled.protocol import PRIORITIES
 
 SLOTS, SERVICE_S = 8, 0.06
@@ -64,11 +65,19 @@ def test_answers_stay_quick_while_a_queue_stands() -> None:
     assert p95_s(ended) < 0.6 * 1.5, "not at the last moment before the deadline"
 
 
-@pytest.mark.parametrize("deadline_s", [1.5, 60.0])
-def test_interactive_requests_do_not_feel_a_batch_flood(deadline_s: float) -> None:
-    quiet = arrivals(CAPACITY / 5, SECONDS, 4, client=b"people", priority="interactive")
+@pytest.mark.parametrize(("seconds", "deadline_s", "clients"), [(SECONDS, 1.5, 1), (20.0, 60.0, 50)])
+def test_interactive_requests_do_not_feel_a_batch_flood(
+    seconds: float, deadline_s: float, clients: int
+) -> None:
+    """Be it of one client or of many, be it refused at once or have it waited for long."""
+    quiet = arrivals(CAPACITY / 5, seconds, 4, client=b"people", priority="interactive")
     alone = load().run(quiet)
-    flood = arrivals(CAPACITY * 4, SECONDS, 5, client=b"nightly", priority="batch", deadline_s=deadline_s)
+    flood = [
+        each._replace(client=b"nightly %d" % (number % clients))
+        for number, each in enumerate(
+            arrivals(CAPACITY * 4, seconds, 5, priority="batch", deadline_s=deadline_s)
+        )
+    ]
     beside = [each for each in load().run(quiet + flood) if each.asked.client == b"people"]
     assert all(each.answered for each in beside)
     assert p95_s(beside) <= 1.2 * p95_s(alone) + SERVICE_S
@@ -103,6 +112,20 @@ def test_a_batch_request_waits_for_its_ageing_and_no_longer() -> None:
     assert all(each.answered for each in ended)
     steps_s = 2 * load().broker.config.broker.age_step_s
     assert max(each.after_s for each in ended) <= steps_s + 0.5 + 2 * SERVICE_S
+
+
+def test_old_requests_of_a_worse_class_get_a_share_and_no_more() -> None:
+    urgent = arrivals(CAPACITY * 2, 25.0, 11, client=b"people", priority="interactive")
+    old = arrivals(CAPACITY * 2, 5.0, 12, client=b"nightly", priority="batch", deadline_s=60.0)
+    world = load()
+    world.run(urgent + old)
+    began = Counter(
+        asked.client
+        for asked, at_s in zip(world.started, world.started_s, strict=True)
+        if 12.0 <= at_s < 24.0
+    )
+    share = began[b"nightly"] / began.total()
+    assert share == pytest.approx(1 / AGED_EVERY, abs=0.03)
 
 
 def test_a_backend_that_stumbles_is_forgiven() -> None:

@@ -12,12 +12,15 @@ from walled.config import Config
 from walled.core import codel
 from walled.core.fleet import Fleet, Worker
 from walled.core.flights import Job
-from walled.core.lanes import Lane
+from walled.core.lanes import CLASSES, Lane
 from walled.core.policy import aliases, meta_of
 from walled.core.record import ModelMeta
 from walled.core.residence import Residence
 from walled.core.routes import Route, resolve, routes
 from walled.protocol import ReadyHeader
+
+AGED_EVERY = 5
+"""Of so many starts one goes to a class that has waited long."""
 
 
 class Dispatcher:
@@ -35,6 +38,8 @@ class Dispatcher:
         self.aliases: dict[str, str] = {}
         self._routes = routes(config)
         self._resolved: dict[str, Route] = {}
+        self._passed = 0
+        """Starts since one went to who waited long."""
         self.queued = 0
         self.queued_bytes = 0
         self.down_since: dict[str, float] = {}
@@ -140,10 +145,8 @@ class Dispatcher:
                 residence.forget_switch(lane.model)
 
     def age(self, now: float) -> None:
-        """Let time pass: better classes for who waits long, a change of model where one is due."""
+        """Let time pass: a change of model where one is due."""
         limits = self.config.broker
-        for lane in self.waiting.values():
-            lane.age(now, limits.age_step_s)
         for backend, residence in self.residences.items():
             if not residence.limit:
                 continue
@@ -170,28 +173,52 @@ class Dispatcher:
     def take(self, now: float) -> tuple[Job, Worker] | None:
         """Take the next job that can start now out of its lane, and the worker that shall run it.
 
-        Most urgent class first, then longest wait.
+        Most urgent class first, then longest wait; but every AGED_EVERY-th start goes to a class that was
+        passed over for age_step_s for each class between. So a flood of urgent requests delays a batch
+        request and cannot starve it, and a flood of batch requests takes a small share of what is urgent,
+        however long it has waited.
         """
-        if len(self.waiting) == 1:
-            (best,) = self.waiting.values()
+        lane = self._next_lane(now)
+        head = lane.head() if lane is not None else None
+        if lane is None or head is None:
+            return None
+        aged = self._aged(head[0], now)
+        self._passed += aged is not None
+        if aged is not None and self._passed >= AGED_EVERY:
+            self._passed = 0
+            lane, rank = aged
+            job: Job | None = lane.pop_aged(rank)
         else:
-            heads = [(lane.head() or (99, 0.0), lane.name) for lane in self.waiting.values()]
-            lanes = (self.lanes[name] for _, name in sorted(heads))
-            ready = (lane for lane in lanes if self._can_start(lane, now))
-            found = next(ready, None)
-            if found is None:
-                return None
-            best = found
-        shut = self._shut(best, now)
-        worker = self.fleet.choose(best.name, "", shut)
-        if worker is None:
-            return None
-        job = best.pop(now)
-        if job is None:
-            return None
-        self._taken(job, best)
+            job = lane.pop(now)
+        assert job is not None
+        self._taken(job, lane)
         session = job.waiters[0].header.session
-        return job, (self.fleet.choose(best.name, session, shut) or worker) if session else worker
+        worker = self.fleet.choose(lane.name, session, self._shut(lane, now))
+        assert worker is not None
+        return job, worker
+
+    def _next_lane(self, now: float) -> Lane | None:
+        if len(self.waiting) == 1:
+            (lane,) = self.waiting.values()
+            return lane if self._can_start(lane, now) else None
+        heads = [(lane.head() or (99, 0.0), lane.name) for lane in self.waiting.values()]
+        lanes = (self.lanes[name] for _, name in sorted(heads))
+        return next((lane for lane in lanes if self._can_start(lane, now)), None)
+
+    def _aged(self, rank: int, now: float) -> tuple[Lane, int] | None:
+        """The (lane, class) worse than `rank` that has waited longest of those that have waited long enough
+        to be passed over no more; None when none has, or it cannot start."""
+        step_s = self.config.broker.age_step_s
+        found = [
+            (since_s, lane.name, worse)
+            for lane in self.waiting.values()
+            for worse in range(rank + 1, CLASSES)
+            if lane.by_class[worse] and now - (since_s := lane.since_s(worse)) >= (worse - rank) * step_s
+        ]
+        for _, name, worse in sorted(found):
+            if self._can_start(self.lanes[name], now):
+                return self.lanes[name], worse
+        return None
 
     def _can_start(self, lane: Lane, now: float) -> bool:
         return self.fleet.choose(lane.name, "", self._shut(lane, now)) is not None

@@ -1,12 +1,11 @@
-"""The waiting requests of one model: priority classes with ageing, fair among clients within a class.
+"""The waiting requests of one model: priority classes, fair among clients within a class.
 
 May live here: the order in which the jobs of one model start. May not: which model's turn it is
 (residence.py), who runs a job (fleet.py), whether one is admitted or refused (admission.py).
 
 Within a class the clients take turns, one job each: the oldest, or while the queue of the class stands
-(codel.py) the newest, unless one has waited most of its patience: that one is called first. A job that has
-waited `age_step_s` in its class moves up one, so a flood of interactive requests delays a batch request, but
-cannot starve it.
+(codel.py) the newest, unless one has waited most of its patience: that one is called first. A class that has
+waited long gets a start now and then from the better ones (dispatch.py), and there the oldest goes first.
 """
 
 from __future__ import annotations
@@ -142,34 +141,28 @@ class Lane:
             turns = self._turns[rank]
             if not turns:
                 continue
-            client, line = next(iter(turns.items()))
+            line = next(iter(turns.values()))
             if self._look(rank, now):
-                job = line.called(now) or line.newest()
-            else:
-                job = line.oldest()
-            self.drop(job)
-            if client in turns:
-                turns.move_to_end(client)
-            return job
+                return self._started(line.called(now) or line.newest())
+            return self._started(line.oldest())
         return None
+
+    def pop_aged(self, rank: int) -> Job:
+        """The oldest job of the client whose turn it is in a class that is not empty."""
+        return self._started(next(iter(self._turns[rank].values())).oldest())
+
+    def _started(self, job: Job) -> Job:
+        self.drop(job)
+        turns = self._turns[job.rank]
+        if job.client in turns:
+            turns.move_to_end(job.client)
+        return job
 
     # --- time ------------------------------------------------------------------------------------------
 
     def _look(self, rank: int, now: float) -> bool:
         """Whether the queue of a class that is not empty stands."""
-        entered_s, _ = next(iter(self._ages[rank].values()))
-        return self.codels[rank].started(now - entered_s, self.service_s, now)
-
-    def age(self, now: float, age_step_s: float) -> None:
-        """Move up what has waited long enough in its class."""
-        for rank in range(1, CLASSES):
-            ages = self._ages[rank]
-            while ages:
-                entered_s, job = next(iter(ages.values()))
-                if entered_s + age_step_s > now:
-                    break
-                self._leave(job)
-                self._enter(job, rank - 1, now)
+        return self.codels[rank].started(now - self.since_s(rank), self.service_s, now)
 
     def overdue(self, now: float) -> list[Job]:
         """Those whose patience is over, of classes whose queue stands; lowest class first. They stay."""
@@ -198,6 +191,10 @@ class Lane:
             if ages:
                 return rank, next(iter(ages.values()))[1].created_s
         return None
+
+    def since_s(self, rank: int) -> float:
+        """Entry of the job that has waited longest in a class that is not empty."""
+        return next(iter(self._ages[rank].values()))[0]
 
     def oldest_s(self) -> float | None:
         """Arrival of the job that has waited longest; None when none waits. Visits every waiting job."""
