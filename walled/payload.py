@@ -64,7 +64,7 @@ class Message(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, fr
     """Canonical JSON text of the calls an assistant turn made; empty when none."""
 
 
-_NO_OPTIONS = Options()
+NO_OPTIONS = Options()
 _FLOAT_OPTIONS = ("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p")
 
 
@@ -78,7 +78,7 @@ class Request(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, fr
     input: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_INPUTS)] = ()
     """Texts to embed (kind `embed`)."""
     messages: Annotated[tuple[Message, ...], msgspec.Meta(max_length=MAX_MESSAGES)] = ()
-    options: Options = _NO_OPTIONS
+    options: Options = NO_OPTIONS
     prompt: str = ""
     system: str = ""
     tools: str = ""
@@ -231,7 +231,7 @@ def checked(request: Request) -> Request:
         if request.messages or request.prompt:
             raise BadRequest("embed takes input; messages and prompt belong to chat and generate")
     options = request.options
-    if options is not _NO_OPTIONS:
+    if options is not NO_OPTIONS:
         for name in (
             "temperature",
             "top_p",
@@ -248,12 +248,22 @@ def checked(request: Request) -> Request:
 
 def pack_request(request: Request) -> bytes:
     """The canonical bytes of a request: equal meaning, equal bytes. Raises BadRequest on unencodable text."""
-    options = request.options
-    if options is not _NO_OPTIONS:
-        # msgspec leaves a default out by identity: options in which nothing is set must be that very object
-        canonical = _NO_OPTIONS if options == _NO_OPTIONS else _positive_zeros(options)
-        if canonical is not options:
-            request = msgspec.structs.replace(request, options=canonical)
+    options = canonical_options(request.options)
+    if options is not request.options:
+        request = msgspec.structs.replace(request, options=options)
+    return pack_canonical(request)
+
+
+def canonical_options(options: Options) -> Options:
+    """The options as they are packed; the very same object when they are so already."""
+    if options is NO_OPTIONS:
+        return options
+    # msgspec leaves a default out by identity: options in which nothing is set must be that very object
+    return NO_OPTIONS if options == NO_OPTIONS else _positive_zeros(options)
+
+
+def pack_canonical(request: Request) -> bytes:
+    """`pack_request` of a request whose options went through `canonical_options`; every hit asks this."""
     try:
         return _encoder.encode(request)
     except UnicodeEncodeError:
@@ -261,7 +271,7 @@ def pack_request(request: Request) -> bytes:
 
 
 def _positive_zeros(options: Options) -> Options:
-    """The options with every -0.0 made 0.0; the very same object when there is none (every hit asks this)."""
+    """The options with every -0.0 made 0.0; the very same object when there is none."""
     for value in (
         options.temperature,
         options.top_p,

@@ -15,13 +15,15 @@ import msgspec
 from walled.errors import BadRequest, TooLarge
 from walled.payload import (
     MAX_MESSAGES,
+    NO_OPTIONS,
     Kind,
     Message,
     Options,
     Request,
+    canonical_options,
     checked,
     deterministic,
-    pack_request,
+    pack_canonical,
     request_from,
 )  # fmt: skip
 from walled.protocol import (
@@ -132,7 +134,6 @@ _CONTENT = {
     "generate": frozenset({"system", "format", "images"}),
     "embed": frozenset[str](),
 }
-_NO_OPTIONS = Options()
 _MessageTuple = tuple[Message, ...]
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
@@ -174,7 +175,7 @@ def new_settings(changes: Mapping[str, Any], base: Settings = Settings()) -> Set
 
 def chat(settings: Settings, messages: Messages, fields: Mapping[str, Any]) -> Asked:
     """Raises BadRequest, TooLarge."""
-    settings, options, content = _split(settings, fields, "chat") if fields else (settings, _NO_OPTIONS, None)
+    settings, options, content = _split(settings, fields, "chat") if fields else (settings, NO_OPTIONS, None)
     turns: tuple[Message, ...]
     if isinstance(messages, str):
         turns = (Message(role="user", content=messages),)
@@ -213,13 +214,16 @@ def _plain_turns(messages: Any) -> tuple[Message, ...] | None:
     turns = []
     if type(messages) is not list or len(messages) > MAX_MESSAGES:
         return None
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:
-            return None
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES or type(content) is not str:
-            return None
-        turns.append(Message(role, content))
+    try:
+        for message in messages:
+            if type(message) is not dict or len(message) != 2:
+                return None
+            role, content = message["role"], message["content"]
+            if role not in _ROLES or type(content) is not str:
+                return None
+            turns.append(Message(role, content))
+    except (KeyError, TypeError):  # another key, or a role that cannot be looked up
+        return None
     return tuple(turns)
 
 
@@ -292,7 +296,7 @@ def refresh_header(asked: Asked) -> RequestHeader:
 
 
 def _asked(settings: Settings, request: Request) -> Asked:
-    payload = pack_request(request)
+    payload = pack_canonical(request)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise TooLarge(f"the request is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} fit one message")
     return Asked(settings, request.kind, payload, deterministic(request))
@@ -327,21 +331,26 @@ def _split(
             raise BadRequest(_unknown(name, allowed | _SETTINGS | (_OPTIONS if kind != "embed" else set())))
     if changes is not None:
         settings = new_settings(changes, settings)
-    return settings, _NO_OPTIONS if options is None else _options(options), content
+    return settings, NO_OPTIONS if options is None else _options(options), content
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    stop = given.get("stop")
-    if stop is not None and isinstance(stop, str):
+    """Checked and canonical. Raises BadRequest."""
+    stop = given.get("stop", ())
+    if stop is None or isinstance(stop, str):
         given = {**given, "stop": (stop,) if stop else ()}
     try:
         options = msgspec.convert(given, Options)
     except (msgspec.ValidationError, OverflowError) as exc:
         raise BadRequest(f"options: {exc}") from None
-    for name, value in given.items():
-        if value != value:  # NaN passes every range  # noqa: PLR0124
+    plain = True
+    for value in given.values():
+        if not value:
+            plain = plain and type(value) is int  # None, an empty text, -0.0: what is packed may be another
+        elif value != value:  # NaN passes every range  # noqa: PLR0124
+            name = next(name for name in given if given[name] is value)
             raise BadRequest(f"options.{name} is {value}; a finite number is needed")
-    return options
+    return options if plain else canonical_options(options)
 
 
 def _context(given: Any) -> dict[str, str]:
