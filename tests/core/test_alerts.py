@@ -344,3 +344,18 @@ def test_every_built_in_rule_fires_when_it_happens_and_not_before(name: str) -> 
             feed(world, ill)
             fired = any(isinstance(e, Notify) for e in made.evaluate(world.now_s, world))
         assert fired == ill, (ill, world.now_s, made.listing(world.now_s))
+
+
+@pytest.mark.parametrize("name", ["errors", "slo_fast_burn"])
+def test_a_monitor_that_has_just_begun_takes_one_failure_for_one(name: str) -> None:
+    """Not for what an hour of that rate would be: floors are counts of what really was."""
+    built_in, world = builtin_alerts.BY_NAME[name], World()
+    for second in range(1, 6):
+        world.at(float(second)).increase("walled_requests_total", 1, "m", "ok", "model")
+    world.increase("walled_requests_total", 2, "m", "backend_error", "none")
+    found = alert_rules.read(built_in, world)
+    assert found is None or found.value == 0.0
+    world.increase("walled_requests_total", 30, "m", "backend_error", "none")
+    found = alert_rules.read(built_in, world)
+    assert found is not None
+    assert found.value > built_in.fire

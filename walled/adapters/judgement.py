@@ -40,7 +40,8 @@ class _View:
     def __init__(self, registry: Registry, history: History) -> None:
         self._registry, self._history = registry, history
         self.time_s = 0.0
-        self.series, self.quantile, self.rate = registry.series, registry.quantile, registry.rate
+        self.series, self.quantile = registry.series, registry.quantile
+        self.rate, self.grown = registry.rate, registry.grown
 
     def window(self, name: str, labels: Mapping[str, str], window_s: float) -> Sequence[tuple[float, float]]:
         return self._history.window(series_key(name, labels), self.time_s - window_s)

@@ -64,16 +64,31 @@ class _Past:
 
     def rate(self, name: str, match: Mapping[str, str] | None, window_s: float) -> float | None:
         if self.kind(name) == "histogram":
-            # How often was not kept, only that something was observed.
-            seen = any(self._within(samples, window_s) for _, samples in self._matching(name, {}))
-            return 1e9 if seen else None
-        rates = []
+            return self._often(name, window_s)
+        rates = [grown / span_s for grown, span_s in self._growths(name, match, window_s)]
+        return sum(rates) if rates else None
+
+    def grown(self, name: str, match: Mapping[str, str] | None, window_s: float) -> float | None:
+        if self.kind(name) == "histogram":
+            return self._often(name, window_s)
+        grown = [grown for grown, _ in self._growths(name, match, window_s)]
+        return sum(grown) if grown else None
+
+    def _often(self, name: str, window_s: float) -> float | None:
+        """How often was not kept, only that something was observed."""
+        return (
+            1e9 if any(self._within(samples, window_s) for _, samples in self._matching(name, {})) else None
+        )
+
+    def _growths(
+        self, name: str, match: Mapping[str, str] | None, window_s: float
+    ) -> Iterable[tuple[float, float]]:
+        """(growth, seconds it took) of each series."""
         for _, samples in self._matching(name, match):
             found = self._within(samples, window_s)
             if len(found) > 1 and found[-1][0] > found[0][0]:
                 grown = sum(max(0.0, after - before) for (_, before), (_, after) in pairwise(found))
-                rates.append(grown / (found[-1][0] - found[0][0]))
-        return sum(rates) if rates else None
+                yield grown, found[-1][0] - found[0][0]
 
     def window(self, name: str, labels: Mapping[str, str], window_s: float) -> Sequence[tuple[float, float]]:
         return next(

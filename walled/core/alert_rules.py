@@ -9,7 +9,7 @@ A rule over several series looks at the worst of them, and says which one that w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -101,6 +101,7 @@ class Reader(Protocol):
         self, name: str, q: float, match: Mapping[str, str] | None, window_s: float
     ) -> float | None: ...
     def rate(self, name: str, match: Mapping[str, str] | None, window_s: float) -> float | None: ...
+    def grown(self, name: str, match: Mapping[str, str] | None, window_s: float) -> float | None: ...
     def window(
         self, name: str, labels: Mapping[str, str], window_s: float
     ) -> Sequence[tuple[float, float]]: ...
@@ -244,31 +245,38 @@ def _read(rule: Rule, reader: Reader) -> Reading | None:
     if rule.aggregate == "ratio":
         return _gauge_ratio(rule, reader) if kind == "gauge" else _share(rule, reader, rule.window_s)
     if rule.aggregate == "rate" and kind != "gauge":
-        rates = list(_rates(reader, rule.metric, rule.match, rule.window_s))
-        if not rates or (sum(rates) * rule.window_s < rule.min_samples and rule.min_samples > 1):
+        rates = list(_each(reader.rate, reader, rule.metric, rule.match, rule.window_s))
+        grown = sum(_each(reader.grown, reader, rule.metric, rule.match, rule.window_s))
+        if not rates or (grown < rule.min_samples and rule.min_samples > 1):
             return None
         return Reading(sum(rates), {})
     if kind == "histogram":
-        count = reader.rate(rule.metric, rule.match, rule.window_s)
-        if count is None or count * rule.window_s < rule.min_samples:
+        count = reader.grown(rule.metric, rule.match, rule.window_s)
+        if count is None or count < rule.min_samples:
             return None
         value = reader.quantile(rule.metric, QUANTILES[rule.aggregate], rule.match, rule.window_s)
         return None if value is None else Reading(value, dict(rule.match))
     return _worst(rule, _gauges(rule, reader))
 
 
-def _rates(reader: Reader, name: str, wanted: Mapping[str, str], window_s: float) -> Iterable[float]:
+def _each(
+    read: Callable[[str, Mapping[str, str], float], float | None],
+    reader: Reader,
+    name: str,
+    wanted: Mapping[str, str],
+    window_s: float,
+) -> Iterable[float]:
+    """What `read`, the reader's rate or grown, says of every series that fits."""
     for labels, _ in reader.series(name):
         if matches(labels, wanted):
-            rate = reader.rate(name, labels, window_s)
-            if rate is not None:
-                yield rate
+            found = read(name, labels, window_s)
+            if found is not None:
+                yield found
 
 
 def _share(rule: Rule, reader: Reader, window_s: float) -> Reading | None:
-    whole = sum(_rates(reader, rule.over or rule.metric, rule.of, window_s)) * window_s
-    part = sum(_rates(reader, rule.metric, rule.match, window_s)) * window_s
-    # Rates of a window that is not full yet are of the time there was; close enough for a floor.
+    whole = sum(_each(reader.grown, reader, rule.over or rule.metric, rule.of, window_s))
+    part = sum(_each(reader.grown, reader, rule.metric, rule.match, window_s))
     if whole <= 0 or whole < rule.min_samples:
         return None
     return Reading(part / whole if part >= rule.min_failures else 0.0, {})

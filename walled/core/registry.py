@@ -281,11 +281,15 @@ class Registry:
 
     def rate(self, name: str, match: Labels | None, window_s: float) -> float | None:
         """Growth per second of counters, observations per second of histograms. None without series."""
+        grown = self.grown(name, match, window_s)
+        return None if grown is None else grown / min(window_s, max(1.0, self._now_s - self._began_s))
+
+    def grown(self, name: str, match: Labels | None, window_s: float) -> float | None:
+        """Growth of counters in the window, observations of histograms. None without series."""
         found = [s.increments for s in self._matching(name, match) if s.increments is not None]
-        covered_s = min(window_s, max(1.0, self._now_s - self._began_s))
         if not found or window_s <= 0:
             return None
-        return sum(increments.since(window_s, self._now_s) for increments in found) / covered_s
+        return sum(increments.since(window_s, self._now_s) for increments in found)
 
     def _matching(self, name: str, match: Labels | None) -> list[_Series]:
         wanted = (match or {}).items()
