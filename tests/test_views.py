@@ -24,7 +24,7 @@ from click.testing import Result
 from walled_client import AsyncClient, Client
 from walled_client.ctl import panels
 from walled_client.ctl.drawing import BLOCKS
-from walled_client.ctl.screen import Board, Top
+from walled_client.ctl.screen import Top
 from walled_client.ctl.stat import COLUMNS
 from walled_client.subscriber import Subscriber
 
@@ -231,7 +231,7 @@ class Watched(Top):
         self.drawn.set()
 
     def text(self) -> str:
-        return "\n".join(panels.plain(line) for line in self.query_one(Board).lines)
+        return "\n".join(panels.plain(line) for line in self.board.lines)
 
     async def until(self, *words: str) -> None:
         async with asyncio.timeout(20):
@@ -261,7 +261,7 @@ def test_the_screen_lives_explains_and_pauses(daemon: Daemon, size: tuple[int, i
             await pilot.press("e")
             assert "cause   because" in app.text()
             await pilot.press("pagedown", "home")
-            assert all(panels.length(line) <= size[0] for line in app.query_one(Board).lines)
+            assert all(panels.length(line) <= size[0] for line in app.board.lines)
             assert "because" in app.export_screenshot()
             await pilot.press("q")
         assert app.return_code == 0

@@ -143,6 +143,8 @@ def everything() -> Picture:
     ]  # fmt: skip
     rows = [{"labels": {"class": name}, "value": 3} for name in ("interactive", "normal", "batch")]
     picture.take("metric.walled_queue_depth", {"series": rows})
+    picture.take("metric.walled_workers_live", {"series": [{"labels": {"backend": "gpu"}, "value": 0}]})
+    picture.take("metric.walled_breaker_state", {"series": [{"labels": {"backend": "gpu"}, "value": 2}]})
     return picture
 
 
@@ -158,7 +160,15 @@ def test_no_line_of_the_screen_is_longer_than_the_terminal(picture: Picture, wid
 
 def test_the_screen_says_what_hurts_and_what_is_not_known() -> None:
     text = "\n".join(panels.plain(line) for line in panels.screen(everything(), 80, View(explain=True)))
-    for words in ("unhealthy, at most 49", "cause   ", "1 firing", "normal 3", "failed", "3 restarts"):
+    for words in (
+        "unhealthy, at most 49",
+        "cause   ",
+        "1 firing",
+        "normal 3",
+        "failed",
+        "3 restarts",
+        "breaker open",
+    ):
         assert words in text
     empty = "\n".join(panels.plain(line) for line in panels.screen(Picture(), 80, View()))
     for words in (

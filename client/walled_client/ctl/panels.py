@@ -57,7 +57,9 @@ def _body(picture: Picture, width: int, view: View) -> list[Line]:
     left_width = (width - GAP) // 2 if wide else width
     right_width = width - GAP - left_width if wide else width
     left = _panels(picture, left_width, view, (_health, _alerts, _traffic, _latency))
-    right = _panels(picture, right_width, view, (_workers, _machine, *((_events,) if wide else ())))
+    right = _panels(
+        picture, right_width, view, (_workers, _backends, _machine, *((_events,) if wide else ()))
+    )
     if not wide:
         return left + right
     lines: list[Line] = []
@@ -276,6 +278,27 @@ def _workers(picture: Picture, width: int, view: View) -> tuple[Line, list[Line]
             about += f"  {row['restarts']} restarts"
         lines.append([(text, style), (about.strip(), style or "dim")])
     return title, lines
+
+
+_BREAKERS = (("closed", ""), ("half open", "warn"), ("open", "bad"))
+
+
+def _backends(picture: Picture, width: int, view: View) -> tuple[Line, list[Line]]:
+    live, limits = picture.by("walled_workers_live", "backend"), picture.by("walled_backend_limit", "backend")
+    breakers = picture.by("walled_breaker_state", "backend")
+    lines: list[Line] = []
+    for name in sorted({*live, *breakers}):
+        state, style = _BREAKERS[min(2, max(0, int(breakers.get(name, 0))))]
+        alive = live.get(name, 0.0)
+        lines.append(
+            [
+                (f"{clipped(name, 19):<20}", ""),
+                (f"{rate(alive):>3} live", "bad" if alive < 1 else "bold"),
+                (f"  at once {rate(limits.get(name)):>4}", "dim"),
+                (f"  breaker {state}", style or "dim"),
+            ]
+        )
+    return [("backends", "head")], lines or [[("      no backend has told of itself yet", "dim")]]
 
 
 def _machine(picture: Picture, width: int, view: View) -> tuple[Line, list[Line]]:

@@ -116,26 +116,27 @@ class Top(App[None]):
     ]
 
     def __init__(
-        self, run_dir: str | None, endpoint: str | None, board: dict[str, Any], steps: str, color: bool
+        self, run_dir: str | None, endpoint: str | None, found: dict[str, Any], steps: str, color: bool
     ) -> None:
-        """`board`: the reply of Client.dashboard, so that the first screen is full."""
+        """`found`: the reply of Client.dashboard, so that the first screen is full."""
         super().__init__(ansi_color=True)
         self.animation_level = "none"
         self._run_dir, self._endpoint = run_dir, endpoint
         self._styles = {name: Style.parse(text) for name, text in (COLORS if color else PLAIN).items()}
+        self.board = Board(self._styles)
         self.picture = Picture()
-        self.picture.seed(board, time.time())
+        self.picture.seed(found, time.time())
         self.view = View(steps=steps)
         self._events: list[tuple[float, str]] = []
         self._heard_s = time.monotonic()
         self._alerts_stale = False
 
     def compose(self) -> ComposeResult:
-        yield Board(self._styles)
+        yield self.board
         yield Keys(self._styles["dim"])
 
     def on_mount(self) -> None:
-        self.query_one(Board).focus()
+        self.board.focus()
         self.run_worker(self._listen(), exclusive=False)
         self.run_worker(self._ask(), exclusive=False)
         self.set_interval(LOOK_S, self._look)
@@ -153,10 +154,11 @@ class Top(App[None]):
 
     def draw(self) -> None:
         """Show the picture as it is."""
-        board = self.query_one(Board)
-        width = board.scrollable_content_region.width
+        if not self.board.is_attached:
+            return  # the screen is being left
+        width = self.board.scrollable_content_region.width
         if width > 0:
-            board.show(panels.screen(self.picture, width, self.view))
+            self.board.show(panels.screen(self.picture, width, self.view))
 
     # --- feeding -------------------------------------------------------------------------------------
 
