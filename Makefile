@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check bench-core bench-overload kills chaos clean
+.PHONY: run test check bench-core bench-overload bench-validation kills chaos clean
 
 run: $(VENV)/.embedded
 	@$(VENV)/bin/walled-ctl demo --start
@@ -24,6 +24,9 @@ bench-core: $(VENV)/.dev
 
 bench-overload: $(VENV)/.dev
 	@$(PY) -m walled_bench overload
+
+bench-validation: $(VENV)/.dev
+	@$(PY) -m walled_bench validation
 
 kills: $(VENV)/.dev
 	@$(PY) -m walled_bench kills

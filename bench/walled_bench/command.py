@@ -196,6 +196,27 @@ def views(quick: bool, strict: bool, output: Path) -> None:
     _finish(figures, began_s, output, strict)
 
 
+@bench.command(
+    short_help="What judging an answer costs; writes build/figures/validation.json.",
+    epilog="\b\nExample:\n  walled-ctl bench validation --quick",
+)
+@click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how fast.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/validation.json"),
+    show_default=True, help="Where the figures go as JSON.",
+)  # fmt: skip
+def validation(quick: bool, strict: bool, output: Path) -> None:
+    """Judging answers: time of a reply, of a streamed token, of hostile patterns; the corpus."""
+    from walled_bench import validation as judging
+
+    _head()
+    began_s = time.monotonic()
+    figures = judging.measure(quick)
+    show(figures, click.echo)
+    _finish(figures, began_s, output, strict)
+
+
 def _head() -> None:
     for name, value in machine.facts():
         click.echo(f"{name:<10} {value}")

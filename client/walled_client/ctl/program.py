@@ -124,7 +124,8 @@ program = Program(
     {
         "ask": "asking", "chat": "asking", "status": "status", "models": "daemon", "workers": "daemon",
         "queue": "daemon", "cache": "cache", "config": "config", "reload": "daemon", "stop": "daemon",
-        "demo": "demo", "health": "health", "alerts": "alerts", "stat": "stat", "latency": "stat",
+        "demo": "demo", "validate": "validation", "health": "health", "alerts": "alerts",
+        "stat": "stat", "latency": "stat",
         "metrics": "metrics", "history": "metrics", "events": "metrics", "check": "check",
         "profile": "profile", "top": "top",
     },
