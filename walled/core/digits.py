@@ -59,6 +59,8 @@ _PHONE: Final = frozenset((
     "linea",
 ))  # fmt: skip
 
+_LIST: Final = re.compile(r"[0-9]{1,4}(?:, [0-9]{1,4})+,? (?:y|and|o|or|&) [0-9]{1,4}\Z")
+"""612, 345 and 678."""
 _ANY_NUMBER: Final = frozenset(
     ("numero", "number", "digits", "contacto", "contact", "message", "anota", "apunta")
 )
@@ -253,7 +255,7 @@ def phone(row: Row) -> bool:
     if _national_shape(figures):
         return True
     if hidden:
-        alone = all(element.word and len(element.figures) == 1 for element in elements)
+        alone = len(elements) >= 4 and all(element.word for element in elements)
         return count >= 9 or said or alone
     if count >= 9:
         return said and not _listed(row)
@@ -297,12 +299,16 @@ def _hidden(row: Row) -> bool:
 def _enumeration(row: Row) -> bool:
     """1, 2, 3, 4 ...: the same step from each number to the next, or ever larger ones with commas between."""
     elements = row.elements
-    if len(elements) < 4 or any(len(element.figures) > 4 for element in elements):
+    if len(elements) < 3 or any(len(element.figures) > 4 for element in elements):
+        return False
+    if len(elements) == 3 and _LIST.match(row.text) is None:
         return False
     values = [int(element.figures) for element in elements]
     steps = {after - before for before, after in itertools.pairwise(values)}
     if len(steps) == 1 and 0 not in steps:
         return True
+    if not any(element.word for element in elements) and _LIST.match(row.text) is not None:
+        return not set(_CHUNK.findall(row.before)) & (_PHONE - _ANY_NUMBER)
     spoken = any(element.word for element in elements)
     return not spoken and row.text.count(",") >= len(values) - 2 and all(step > 0 for step in steps)
 
