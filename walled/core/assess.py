@@ -177,7 +177,8 @@ def _denied(rules: RuleSet, view: str, start: int, end: int) -> bool:
     for mark in _CLAUSE_END.finditer(before):
         cut = mark.end()
     # The find itself may begin with what denies it.
-    if rules.denied_before.which(before[cut:] + view[start:end]):
+    said = before[cut:] + view[start:end]
+    if rules.denied_before.which(said) and not rules.not_denied.which(said):
         return True
     after = view[end : end + DENIAL_CHARS]
     return bool(rules.denied_after.which(after))

@@ -178,7 +178,7 @@ def _elements(text: str) -> Iterator[Element]:
                     continue
                 if word in number_words.WORDS:
                     yield Element(number_words.take([word], 0)[0], True, start, end)
-            elif len(word) >= 9 and (glued := _glued(word)):
+            elif len(word) >= 6 and (glued := _glued(word)):
                 yield Element(glued, True, start, end)
             elif word in ("o", "oo") and _beside_number(words, at):
                 yield Element("0" * len(word), True, start, end)
@@ -225,7 +225,7 @@ def _glued(word: str) -> str:
     if len(word) > MAX_WORD_CHARS:
         return ""
     parts = _NUMBER_WORD.findall(word)
-    if len(parts) < 3 or sum(map(len, parts)) != len(word):
+    if len(parts) < 2 or sum(map(len, parts)) != len(word):
         return ""
     return "".join(part if part.isdigit() else number_words.take([part], 0)[0] for part in parts)
 
@@ -284,6 +284,8 @@ def _national_shape(figures: str) -> bool:
         return figures[0] in "6789"
     if len(figures) == 10:
         return (figures[0] in "23456789" and figures[3] in "23456789") or figures[0] == "7"
+    if len(figures) == 11 and figures[0] == "1":
+        return figures[1] in "23456789" and figures[4] in "23456789"
     if len(figures) == 11:
         return figures[0] == "0" and figures[1] in "1237"
     return False

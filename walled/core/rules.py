@@ -121,6 +121,8 @@ class Denials(_Table, frozen=True, kw_only=True):
 
     before: Texts = ()
     after: Texts = ()
+    but: Texts = ()
+    """What sounds like a denial and is none: "do not hesitate to"."""
 
 
 class RuleFile(_Table, frozen=True, kw_only=True):
@@ -201,6 +203,7 @@ class RuleSet:
         }
         self.denied_before = engine.compile([filled(text, source.lists) for text in source.denials.before])
         self.denied_after = engine.compile([filled(text, source.lists) for text in source.denials.after])
+        self.not_denied = engine.compile([filled(text, source.lists) for text in source.denials.but])
         self.detectors = {
             name: tuple(owner for owner, rule in self.rules.items() if name in rule.detect)
             for name in get_args(Detector)
@@ -277,6 +280,7 @@ def load_plain(data: Any, where: str, engine: Engine, base: RuleFile | None = No
             denials=Denials(
                 before=(*base.denials.before, *file.denials.before),
                 after=(*base.denials.after, *file.denials.after),
+                but=(*base.denials.but, *file.denials.but),
             ),
             rules={**base.rules, **file.rules},
         )
@@ -285,7 +289,7 @@ def load_plain(data: Any, where: str, engine: Engine, base: RuleFile | None = No
     problems += _list_problems(file, engine)
     for name, rule in file.rules.items():
         problems += [f"rules.{name}{problem}" for problem in _rule_problems(rule, file.lists, engine)]
-    for field in ("before", "after"):
+    for field in ("before", "after", "but"):
         problems += _pattern_problems(getattr(file.denials, field), f"denials.{field}", file.lists, engine)
     if problems:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
