@@ -20,6 +20,8 @@ from walled.errors import BadRequest, ConfigError
 BUILTIN: Final = "marketplace.toml"
 MAX_FILE_BYTES: Final = 1024 * 1024
 CORPUS: Final = ("corpus_safe.txt", "corpus_unsafe.txt")
+FRESH: Final = ("corpus_fresh_1.txt", "corpus_fresh_2.txt", "corpus_fresh_3.txt")
+"""Written later, each to measure rules that had been changed because of the one before."""
 _ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -93,15 +95,18 @@ class Example(NamedTuple):
     """Rules may be written with it; the others are held out."""
 
 
-def corpus(path: Path | None = None) -> list[Example]:
-    """The corpus that ships with walled, or one of the same form. Raises BadRequest naming the line."""
+def corpus(path: Path | None = None, *, fresh: bool = False) -> list[Example]:
+    """The corpus that ships with walled, the fresh sets, or a file of the same form.
+
+    Raises BadRequest naming the line.
+    """
     if path is not None:
         try:
             return _examples(path.read_text("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as exc:
             raise BadRequest(f"{path}: cannot be read: {exc}") from None
     found = []
-    for name in CORPUS:
+    for name in FRESH if fresh else CORPUS:
         found += _examples(resources.files("walled.rules").joinpath(name).read_text("utf-8"), name)
     return found
 

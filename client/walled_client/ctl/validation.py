@@ -31,7 +31,7 @@ EXIT_BLOCKED = 1
 MAX_TEXT_BYTES = 1024 * 1024
 CAUGHT_GOAL = 0.99
 ALARM_GOAL = 0.01
-HALVES = ("all", "development", "held-out")
+HALVES = ("all", "development", "held-out", "fresh")
 
 EPILOG = """\b
 Exit status: 0 the text may be given (or repaired), the corpus is within its goals (99 % of the unsafe caught,
@@ -54,7 +54,13 @@ Examples:
 @click.option(
     "--corpus-file", type=click.Path(dir_okay=False, path_type=Path), help="Score a corpus of the same form."
 )
-@click.option("--half", type=click.Choice(HALVES), default="all", show_default=True, help="Of the corpus.")
+@click.option(
+    "--half",
+    type=click.Choice(HALVES),
+    default="all",
+    show_default=True,
+    help="Of the corpus; or the sets written later.",
+)
 @click.option(
     "--config", "config_path", type=click.Path(dir_okay=False), envvar="WALLED_CONFIG", metavar="FILE",
     help="Take rules, canaries and block_at from this configuration [default: $WALLED_CONFIG, else the rules "
@@ -95,8 +101,8 @@ def validate_verb(
             raise click.UsageError("either a text or a corpus")
         chosen = [
             each
-            for each in rule_files.corpus(corpus_file)
-            if half == "all" or each.development is (half == "development")
+            for each in rule_files.corpus(corpus_file, fresh=half == "fresh")
+            if half in ("all", "fresh") or each.development is (half == "development")
         ]
         return _corpus(terminal, rule_files.rule_set(settings), settings, chosen, half)
     wrong = [pair for pair in context if "=" not in pair]
