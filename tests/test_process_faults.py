@@ -151,6 +151,45 @@ def test_a_poisonous_request_runs_twice_at_most_and_a_crash_loop_costs_only_its_
         assert daemon.stop() == 0
 
 
+def test_a_crash_loop_of_one_model_opens_its_breaker_and_leaves_the_rest_serving(tmp_path: Path) -> None:
+    path = tmp_path / "walled.toml"
+    text = TWO_MODELS.format(dir=tmp_path).replace("restart_intensity = 3", "restart_intensity = 100")
+    path.write_text(text + "\n[ladder]\nbreaker_failures = 3\nbreaker_open_s = 3.0\n")
+    with running(path) as daemon, Client(run_dir=daemon.run_dir, cache=False, retries=0) as client:
+        daemon.complete(4)
+        callers = Callers(daemon.run_dir, model="sound")
+        until_s = time.monotonic() + 30.0
+        while breaker(client, "bad") != "open":
+            assert time.monotonic() < until_s, "a model whose worker dies at every request stays in use"
+            with suppress(errors.WalledError):
+                client.chat("take this\n!crash", model="poisoned", deadline_s=2)
+        daemon.until("worker 1 ready")
+        began_s = time.monotonic()
+        with pytest.raises(errors.WalledError) as refused:
+            client.chat("innocent", model="poisoned", deadline_s=10)
+        assert time.monotonic() - began_s < 1.0, "refused at once, for none is sent while it is open"
+        assert refused.value.retry_after_s
+        assert breaker(client, "good") == "closed"
+        callers.more(20)
+        until_s = time.monotonic() + 20.0
+        while True:
+            assert time.monotonic() < until_s, "the probe of an open breaker never comes"
+            with suppress(errors.WalledError):
+                assert client.chat("well again?", model="poisoned", deadline_s=2).text
+                break
+        while breaker(client, "bad") != "closed":
+            assert time.monotonic() < until_s, "it answers, and its breaker is said to be open"
+        assert set(callers.end()) == {"answered"}
+        assert daemon.stop() == 0
+
+
+def breaker(client: Client, backend: str) -> str:
+    """As the monitor has it; a new monitor, and the first second of a life, know of none."""
+    series = client.dashboard()["metrics"].get("walled_breaker_state", [])
+    states = {row["labels"]["backend"]: row["value"] for row in series}
+    return {0.0: "closed", 1.0: "half open", 2.0: "open"}[states.get(backend, 0.0)]
+
+
 def workers(daemon: Daemon) -> list[dict[str, object]]:
     tree = daemon.control("status")["tree"]
     return [row for row in tree["children"] if row["role"] == "worker"]
