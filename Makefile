@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check bench-core bench-overload bench-validation kills chaos clean
+.PHONY: run test check bench-core bench-monitor bench-overload bench-validation kills chaos clean
 
 run: $(VENV)/.embedded
 	@$(VENV)/bin/walled-ctl demo --start
@@ -21,6 +21,9 @@ check: $(VENV)/.dev
 
 bench-core: $(VENV)/.dev
 	@$(PY) -m walled_bench core
+
+bench-monitor: $(VENV)/.dev
+	@$(PY) -m walled_bench monitor
 
 bench-overload: $(VENV)/.dev
 	@$(PY) -m walled_bench overload

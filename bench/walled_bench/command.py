@@ -217,6 +217,27 @@ def validation(quick: bool, strict: bool, output: Path) -> None:
     _finish(figures, began_s, output, strict)
 
 
+@bench.command(
+    short_help="What the monitor costs and how right it is; writes build/figures/monitor.json.",
+    epilog="\b\nExample:\n  walled-ctl bench monitor --quick",
+)
+@click.option("--quick", is_flag=True, help="A smoke run of seconds: shows that it works, not how well.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal does not hold.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/figures/monitor.json"),
+    show_default=True, help="Where the figures go as JSON.",
+)  # fmt: skip
+def monitor(quick: bool, strict: bool, output: Path) -> None:
+    """The monitor: quantiles, the stream's cost, hits that are told, leak verdicts, history."""
+    from walled_bench import monitor as monitors
+
+    _head()
+    began_s = time.monotonic()
+    figures = monitors.measure(quick)
+    show(figures, click.echo)
+    _finish(figures, began_s, output, strict)
+
+
 def _head() -> None:
     for name, value in machine.facts():
         click.echo(f"{name:<10} {value}")
