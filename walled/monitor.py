@@ -7,6 +7,7 @@ a request waits for.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -43,7 +44,7 @@ BEAT_S = 0.4
 SAMPLE_S = 1.0
 SAMPLE_SHARE = 0.02
 """USS costs a walk through a process's page table: samples may take this share of a core."""
-NICE = 5
+NICE = 10
 """Where there are too few processors, requests go first."""
 SAVE_S = 60.0
 GREET_S = 0.1
@@ -60,6 +61,9 @@ Verb = Callable[[dict[str, Any], float], dict[str, Any]]
 def main(spawn: wire.Spawn, link: process.Link) -> int:
     """Be the monitor until told to stop."""
     os.nice(NICE)
+    with contextlib.suppress(OSError):
+        # It never takes a processor from somebody who is at work: its own work can wait some milliseconds.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     monitor = Monitor(spawn, link)
     try:
         return monitor.run()
@@ -132,7 +136,7 @@ class Monitor:
                 beat_due_s = now_s + BEAT_S
             if now_s >= counters_due_s:
                 self._publish(COUNTERS_TOPIC, self._counters.picture())
-                counters_due_s = now_s + self._config.monitor.publish_interval_s
+                counters_due_s = max(now_s, counters_due_s + self._config.monitor.publish_interval_s)
             if now_s >= processes_due_s:
                 processes_due_s = now_s + max(SAMPLE_S, self._sample_processes(now_s) / SAMPLE_SHARE)
             if now_s >= sample_due_s:
@@ -145,14 +149,19 @@ class Monitor:
             due_s = min(beat_due_s, counters_due_s, processes_due_s, sample_due_s)
             if now_s < self._greeted_s + GREET_S:
                 # Whoever subscribes over and over is not even listened to until it is time again.
-                self._deaf_poller.wait(max(0.0, min(due_s, self._greeted_s + GREET_S) - now_s))
+                ready = self._deaf_poller.wait(max(0.0, min(due_s, self._greeted_s + GREET_S) - now_s))
             else:
-                self._poller.wait(max(0.0, due_s - now_s))
-            self._take_orders()
-            self._take_deltas()
-            self._take_told()
-            self._greet_subscribers(time.monotonic())
-            self._take_questions()
+                ready = self._poller.wait(max(0.0, due_s - now_s))
+            if self._link.fileno() in ready:
+                self._take_orders()
+            if self._deltas in ready:
+                self._take_deltas()
+            if self._told.fileno() in ready:
+                self._take_told()
+            if self._metrics in ready:
+                self._greet_subscribers(time.monotonic())
+            if self._questions in ready:
+                self._take_questions()
         self._save()
         self._judgement.save()
         self._link.send(wire.Status("stopping"))

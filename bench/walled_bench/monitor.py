@@ -32,7 +32,7 @@ from walled_bench.statistic import median, of_blocks, quantile, ratios
 SUBSCRIBERS = 20
 RATE = 1000
 """Messages a second."""
-BLOCKS, REQUESTS = 10, 3000
+BLOCKS, REQUESTS = 16, 2000
 PACE_S = 0.5
 HIT_BLOCKS, HITS = 15, 2000
 DAYS = 7
@@ -98,9 +98,10 @@ def _listeners(run_dir: Path, count: int) -> Iterator[subprocess.Popen[bytes]]:
 def _stream(quick: bool) -> list[Figure]:
     config = scripted(tokens=8, slots=16)
     blocks, count = (2, 50) if quick else (BLOCKS, REQUESTS)
-    p50s: dict[str, list[float]] = {"calm": [], "busy": []}
-    p99s: dict[str, list[float]] = {"calm": [], "busy": []}
-    cpu: dict[str, list[float]] = {"calm": [], "busy": []}
+    ways = ("calm", "busy", "again")
+    p50s: dict[str, list[float]] = {name: [] for name in ways}
+    p99s: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     published: list[float] = []
     with (
         Daemon({**config, "monitor": {"publish_interval_s": 1.0}}) as daemon,
@@ -111,8 +112,8 @@ def _stream(quick: bool) -> list[Figure]:
         os.kill(stopped.pid, signal.SIGSTOP)
         with Subscriber(daemon.run_dir, topics=["metric.counters"]) as witness:
             for block in range(blocks + 1):
-                for name in ("calm", "busy") if block % 2 else ("busy", "calm"):
-                    interval_s = 1.0 if name == "calm" else 1 / RATE
+                for name in ways if block % 2 else reversed(ways):
+                    interval_s = 1 / RATE if name == "busy" else 1.0
                     daemon.configure({**config, "monitor": {"publish_interval_s": interval_s}})
                     os.kill(daemon.pid, signal.SIGHUP)
                     _until_paced(witness, interval_s)
@@ -138,6 +139,10 @@ def _stream(quick: bool) -> list[Figure]:
         figure(
             "request p99, 1,000 messages/s / 1 message/s",
             of_blocks(ratios(p99s["busy"], p99s["calm"]), n), "ratio",
+        ),
+        figure(
+            "request p50, 1 message/s / 1 message/s (the noise)",
+            of_blocks(ratios(p50s["again"], p50s["calm"]), n), "ratio",
         ),
         figure("request p50 at 1 message/s", of_blocks(p50s["calm"], n), "us"),
         figure("monitor, processor time, 1 message/s", of_blocks(cpu["calm"]), "core", at_most=0.05),
