@@ -28,7 +28,7 @@ CONTRACTS |= {"walled.schema", "walled.sections"}
 CONTRACTS |= {f"walled.core.{name}" for name in ("alert_rules", "builtin_alerts", "catalogue", "leak")}
 
 ONE_DOOR = (
-    "zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess", "re2",
+    "zmq", "lmdb", "psutil", "ollama", "xllamacpp", "httpx", "setproctitle", "subprocess", "re2", "pynvml",
     "jsonschema", "referencing",
 )  # fmt: skip
 """Libraries only one module of the daemon and client may import."""
@@ -306,7 +306,7 @@ def declared(lists: list[list[str]]) -> set[str]:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     extras = [items for name, items in PROJECT["optional-dependencies"].items() if name != "dev"]
-    known = {"pyzmq": "zmq", "google-re2": "re2"}
+    known = {"pyzmq": "zmq", "google-re2": "re2", "nvidia-ml-py": "pynvml"}
     packages = {known.get(name, name) for name in declared([PROJECT["dependencies"], *extras])}
     ours = {"walled", "walled_client", "walled_bench"}
     imported = {
@@ -335,7 +335,7 @@ def test_the_doors_the_documents_name_are_the_real_ones() -> None:
             stated[line.split("|")[1].strip()] = path[1].replace("/", ".")
     assert {"lmdb", "pyzmq", "ollama"} <= set(stated)
     for package, name in stated.items():
-        library = {"pyzmq": "zmq", "google-re2": "re2"}.get(package, package)
+        library = {"pyzmq": "zmq", "google-re2": "re2", "nvidia-ml-py": "pynvml"}.get(package, package)
         assert any(found.target.split(".")[0] == library for found in modules[name].imports), (package, name)
 
 

@@ -24,6 +24,7 @@ from walled import protocol
 from walled.adapters import logs, process, sockets
 from walled.adapters.datagrams import MAX_BYTES, Letterbox
 from walled.adapters.descriptors import Door
+from walled.adapters.gpu import GpuProbe
 from walled.adapters.judgement import Judgement
 from walled.adapters.probe import FamilyProbe, plain
 from walled.adapters.relief import SelfRelief, limits_of
@@ -85,6 +86,7 @@ class Monitor:
         self._publications = Publications(os.urandom(8).hex())
         self._family = FamilyProbe(spawn.supervisor_pid)
         self._system = SystemProbe()
+        self._gpus = GpuProbe()
         self._cpu_s: dict[str, tuple[float, float]] = {}
         self._pids: dict[str, int] = {}
         self._published: dict[str, dict[str, Any]] = {}
@@ -172,6 +174,7 @@ class Monitor:
             self._scrape.close()
         self._judgement.close()
         self._told.close()
+        self._gpus.close()
         self._hub.close()
 
     def _watch_the_doors(self) -> None:
@@ -331,6 +334,10 @@ class Monitor:
             registry.set("walled_system_memory_used_ratio", memory[1])
         for resource, share in self._system.pressure().items():
             registry.set("walled_system_pressure_ratio", share, resource)
+        for gpu in self._gpus.sample():
+            registry.set("walled_gpu_memory_used_bytes", gpu.used_bytes, str(gpu.number))
+            registry.set("walled_gpu_memory_total_bytes", gpu.total_bytes, str(gpu.number))
+            registry.set("walled_gpu_utilization_ratio", gpu.busy_ratio, str(gpu.number))
         if self._scrape is not None:
             self._scrape.offer(exposition.text(registry))
         for topic, body in self._judgement.tick(time.time()):

@@ -105,6 +105,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("walled_system_cpu_ratio", _G, "Processors in use, 0 to 1."),
     Family("walled_system_pressure_ratio", _G, "Share of 10 s that somebody stalled (PSI).", ("resource",)),
     Family("walled_gpu_memory_used_bytes", _G, "Memory in use of a GPU.", ("gpu",)),
+    Family("walled_gpu_memory_total_bytes", _G, "Memory of a GPU.", ("gpu",)),
     Family("walled_gpu_utilization_ratio", _G, "GPU in use, 0 to 1.", ("gpu",)),
     # The monitor itself
     Family("walled_pub_drops_total", _C, "Publications that subscribers lost."),
