@@ -312,6 +312,20 @@ def test_stale_before_a_fallback_model_before_a_template() -> None:
     assert world.code(request) == "stale"
 
 
+def test_a_target_that_was_never_there_is_passed_over_and_its_absence_is_the_reason() -> None:
+    world = long_lived(
+        backend=["one", "two"],
+        backends={"one": {"kind": "scripted"}, "two": {"kind": "scripted"}},
+        routes={"both": {"targets": ["one/m", "two/m"]}, "down": {"targets": ["one/m", "two/small"]}},
+    )
+    world.ready(b"w2", 2, slots=2, models=("m", "small"), backend="two")
+    same, other = world.ask(model="both"), world.ask(model="down")
+    for found in list(world.jobs(b"w2")):
+        world.finish(found, b"w2")
+    assert (final(world, same).source, final(world, same).degraded) == ("model", False)
+    assert (final(world, other).source, final(world, other).reason) == ("fallback_model", "unavailable")
+
+
 def test_a_fallback_answer_is_neither_stored_nor_shared() -> None:
     world = two(ladder={"retry_budget": 0})
     first, second = world.share(b"c1", model="down"), world.share(b"c2", model="down")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walled.core import posts
+from walled.core import posts, watch
 from walled.core.posts import Settings, Spec
 from walled.core.restart import Limits
 from walled.core.supervision import Supervision
@@ -147,7 +147,8 @@ def test_a_boot_error_after_ready_costs_only_that_child() -> None:
 def test_not_ready_in_time_is_killed_and_started_again() -> None:
     world = World(1)
     worker = world.ident("worker")
-    world.beat(worker, "loading")
+    for ident in list(world.alive):
+        world.beat(ident, "loading" if ident == worker else "ready")
     assert not found(world.run(29.0), posts.Kill)
     assert worker in [kill.ident for kill in found(world.run(1.5), posts.Kill)]
     assert found(world.exit(worker, -9), posts.Start)
@@ -282,7 +283,20 @@ def test_a_loading_worker_needs_no_beats() -> None:
     world = World(1)
     worker = world.ident("worker")
     world.beat(worker, "loading")
-    assert not found(world.run(20.0), posts.Kill)
+    assert worker not in [kill.ident for kill in found(world.run(25.0), posts.Kill)]
+
+
+@pytest.mark.parametrize("role", ["broker", "worker", "monitor"])
+def test_a_child_that_hangs_before_its_first_word_is_killed_long_before_a_model_had_to_be_loaded(
+    role: Role,
+) -> None:
+    world = World(1)
+    hung = world.ident(role)
+    for ident in list(world.alive):
+        if ident != hung:
+            world.beat(ident, "ready")
+    assert not found(world.run(watch.SILENT_START_S - 1), posts.Kill)
+    assert [kill.ident for kill in found(world.run(1.5), posts.Kill)] == [hung]
 
 
 def test_a_supervisor_that_slept_blames_nobody() -> None:
@@ -299,7 +313,7 @@ def test_looking_at_the_cache_first_is_no_absence() -> None:
     world.now_s += 100.0
     world.core.excuse_absence(world.now_s)
     assert not found(world.feed(posts.Tick()), posts.Log)
-    assert not found(world.run(29.0), posts.Kill)
+    assert not found(world.run(watch.SILENT_START_S - 1), posts.Kill)
     assert found(world.run(1.5), posts.Kill)
 
 

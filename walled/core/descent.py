@@ -22,7 +22,7 @@ from walled.core.ladder import Stage
 from walled.core.lanes import Lane
 from walled.core.lookups import Lookups
 from walled.core.patience import first_token_ms
-from walled.core.places import ARRIVAL, Places, dark_error
+from walled.core.places import ARRIVAL, Places, dark
 from walled.core.timers import Deadlines
 from walled.protocol import ErrorHeader
 
@@ -261,13 +261,13 @@ class Descent:
         """Whether a place with the same model, or with another one, takes the job."""
         if fall.models_over:
             return False
-        dark = None
+        absent = None
         for lane in self.places.of(job, fallback):
             if not self._dispatcher.fleet.open_to(lane.name):
                 if self._dispatcher.fleet.slots_for(lane.name):
                     _note(job, self.places.shut(lane, now))
-                elif dark is None:
-                    dark = lane
+                elif absent is None:
+                    absent = lane
                 continue
             refusal = self._refusal(job, lane, now, displace=fall.error is ARRIVAL)
             if refusal is not None:
@@ -275,17 +275,15 @@ class Descent:
             elif self.places.paid(job, lane, charged):
                 self._settle(job, lane, fallback, now)
                 return True
-        # Nobody is there: who is being restarted is worth waiting for, unless others were tried in vain.
-        if dark is None:
+        if absent is None or fallback or fall.error is not ARRIVAL:
+            _note(job, dark(job.waiters[0].route.targets[0].model))
             return False
-        if fallback or fall.error is not ARRIVAL:
-            _note(job, dark_error(dark))
-            return False
-        refusal = self._refusal(job, dark, now, displace=True)
+        # Nobody is there: who is being restarted is worth waiting for.
+        refusal = self._refusal(job, absent, now, displace=True)
         if refusal is not None:
             _note(job, protocol.error_header(refusal))
             return False
-        self._settle(job, dark, fallback, now)
+        self._settle(job, absent, fallback, now)
         return True
 
     def _settle(self, job: Job, lane: Lane, fallback: bool, now: float) -> None:
@@ -408,7 +406,7 @@ class Descent:
                 if shut:
                     self.shed(job, self.places.shut(lane, now), now)
                 elif any(True for _ in self.places.open(job, lane, False)):
-                    self.shed(job, dark_error(lane), now)
+                    self.shed(job, dark(lane.model), now)
 
     def tick(self, now: float) -> None:
         """Probes whose time has come; lanes nobody works on."""

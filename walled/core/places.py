@@ -102,10 +102,10 @@ class Places:
         )
 
 
-def dark_error(lane: Lane) -> ErrorHeader:
-    """No worker is there for it."""
+def dark(model: str) -> ErrorHeader:
+    """The error of a model no worker is there for."""
     return protocol.error_header(
-        errors.Unavailable(f"no worker serves {lane.model} at present", retry_after_s=2.0)
+        errors.Unavailable(f"no worker serves {model} at present", retry_after_s=2.0)
     )
 
 

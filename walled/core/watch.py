@@ -11,6 +11,9 @@ from typing import Any
 
 from walled.core.posts import Life, Post, Settings
 
+SILENT_START_S = 20.0
+"""A child that has said nothing since its birth still imports its modules; no machine is so slow at that.
+Loading a model, which may take long, is said."""
 DETAIL_CHARS = 200
 """Of a child's detail in the tree: 64 workers must fit into one link message."""
 
@@ -28,8 +31,10 @@ def overdue(life: Life, now_s: float, settings: Settings) -> str:
         # The broker may go on saying so: drained, it waits to be told that the workers are gone.
         unasked = life.kill_at_s is None and silent_s > settings.stop_timeout_s
         return "said it stops and did not" if unasked else ""
-    late = now_s - life.phase_since_s > settings.start_timeout_s
-    return f"not ready after {settings.start_timeout_s:g} s" if late else ""
+    limit_s = settings.start_timeout_s
+    if life.phase == "starting":
+        limit_s = min(limit_s, SILENT_START_S)
+    return f"not ready after {limit_s:g} s" if now_s - life.phase_since_s > limit_s else ""
 
 
 def exit_words(exit_code: int) -> str:
