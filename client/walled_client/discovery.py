@@ -52,8 +52,11 @@ def find(run_dir: str | Path | None = None) -> Place:
         pass
     if manifest.cache_dir:
         cache_dir = Path(manifest.cache_dir)
+    elif manifest.cache_dir is None and directory == default_run_dir():
+        cache_dir = default_cache_dir()
     else:
-        cache_dir = default_cache_dir() if manifest.cache_dir is None else directory / NO_CACHE
+        # Without its manifest (deleted, not written yet) the usual cache may be that of another daemon.
+        cache_dir = directory / NO_CACHE
     return Place(
         client=manifest.endpoints.get("client") or usual.client,
         control=manifest.endpoints.get("control") or usual.control,

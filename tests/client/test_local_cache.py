@@ -205,6 +205,22 @@ def test_what_a_former_daemon_left_is_not_read_when_the_present_one_has_no_cache
     writer.close()
 
 
+def test_without_its_manifest_another_daemons_cache_is_not_read(
+    broker: FakeBroker, run_dir: Path, tmp_path: Path
+) -> None:
+    """The usual cache is that of the usual run directory, not of one whose manifest was deleted."""
+    writer = CacheWriter(run_dir / "cache", max_bytes=1 << 22, max_entries=100)
+    writer.put_meta([META])
+    store(writer, "q", "another daemon's")
+    other = tmp_path / "other"
+    other.mkdir()
+    with Client(run_dir, endpoint=broker.endpoint) as client:
+        assert client.chat("q", temperature=0).source == "cache", "or this shows nothing"
+    with Client(other, endpoint=broker.endpoint) as client:
+        assert client.chat("q", temperature=0).source == "model"
+    writer.close()
+
+
 # --- renewal ---------------------------------------------------------------------------------------
 
 
