@@ -38,8 +38,7 @@ Exit status: 0 the text may be given (or repaired), the corpus is within its goa
 at most 1 % false alarms); 1 the text is blocked, or the corpus is not; 2 wrong usage or rules.
 
 \b
-Examples:
-  walled-ctl validate 'Pay me by B1zum on 6 1 2 3 4 5 6 7 8'
+Example: walled-ctl validate 'Pay me by B1zum on 6 1 2 3 4 5 6 7 8'
   walled-ctl validate --file reply.txt --context price=85 --json
   walled-ctl validate --corpus --half held-out
 """
