@@ -175,16 +175,17 @@ class Circuits:
 
     def sent(self, backend: str, *, first: bool) -> None:
         """A request goes to a backend; `first`: it is that request's first call."""
-        circuit = self._of(backend)
-        if first:
-            circuit.budget.request()
+        circuit = self._circuits.get(backend) or self._of(backend)
+        budget = circuit.budget
+        if first and budget.tokens < BUDGET_MAX:
+            budget.tokens += budget.ratio
         if circuit.breaker.open_until_s:
             circuit.breaker.sent()
             self.blocked.add(backend)
 
     def success(self, backend: str, now: float) -> bool:
         """True when that closed the breaker."""
-        breaker = self._of(backend).breaker
+        breaker = (self._circuits.get(backend) or self._of(backend)).breaker
         if breaker.success():
             self._look(backend, breaker, now)
             return True

@@ -164,7 +164,8 @@ class Broker:
             self.limbo.take(waiter, event)
             return
         route = waiter.route = dispatcher.route(header.model)
-        model, place = route.targets[0].model, route.targets[0].lane
+        first = route.targets[0]
+        place = first.lane if first.backend else first.model
         lane = dispatcher.lanes.get(place)
         several = len(route.targets) > 1
         if lane is None and not (several and any(t.lane in dispatcher.lanes for t in route.targets)):
@@ -174,7 +175,9 @@ class Broker:
         if chosen is None or (key is None and chosen.coalesce):
             key, chosen = self.prepare(header, event.payload)
         if chosen.only:
-            self.fail(waiter, errors.NotCached(f"no fresh answer of {model} is stored for this request"))
+            self.fail(
+                waiter, errors.NotCached(f"no fresh answer of {first.model} is stored for this request")
+            )
             return
         if key is not None and chosen.coalesce:
             job = self.flights.get(key)
@@ -185,7 +188,7 @@ class Broker:
                     self.refuse(waiter, errors.Overloaded("too many callers wait", retry_after_s=1.0))
                 return
         rank = 2 if header.background else RANKS[header.priority]
-        job = self.new_job(waiter, event.payload, rank, now)
+        job = self.new_job(waiter.client, place, event.payload, rank, now)
         job.waiters.append(waiter)
         waiter.job = job
         job.store = chosen.store
@@ -207,11 +210,10 @@ class Broker:
         dispatcher.put(job, now)
         self.descent.queued(job, lane, now)
 
-    def new_job(self, waiter: Waiter, payload: bytes, rank: int, now: float) -> Job:
-        """A generation for a caller, with no place yet."""
-        self._next_job += 1
-        number = self._next_job.to_bytes(8, "big")
-        return Job(number, waiter.client, waiter.route.targets[0].lane, payload, rank, now)
+    def new_job(self, client: bytes, place: str, payload: bytes, rank: int, now: float) -> Job:
+        """A generation that is to run at a place, and is not there yet."""
+        self._next_job = number = self._next_job + 1
+        return Job(number.to_bytes(8, "big"), client, place, payload, rank, now)
 
     def refusal(
         self, lane: Lane, rank: int, size: int, waiter: Waiter, now: float, *, displace: bool = True
@@ -399,7 +401,13 @@ class Broker:
         job.streaming = stream
         job.attempt += 1
         self.dispatcher.started(job, worker, now)
-        self.descent.started(job, worker)
+        descent = self.descent
+        descent.circuits.sent(worker.backend, first=job.attempt == 1)
+        if job.alarm_s:
+            descent.no_alarm(job)
+        first_token_ms = 0
+        if len(waiters[0].route.targets) > 1 or self.dispatcher.fleet.several:
+            first_token_ms = descent.places.first_token_ms(job, deadline_s, now)
         self.effects.append(
             ev.ToWorker(
                 worker.identity,
@@ -417,7 +425,7 @@ class Broker:
                     context=header.context,
                     trace=waiters[0].request_id.hex(),
                     attempt=job.attempt,
-                    first_token_ms=self.descent.places.first_token_ms(job, deadline_s, now),
+                    first_token_ms=first_token_ms,
                 ),
                 job.payload,
             )
@@ -496,7 +504,8 @@ class Broker:
         self._free(worker, job)
         worker.served += 1
         self.dispatcher.lanes[job.lane].observe(now - job.dispatched_s)
-        self.descent.finished(worker.backend, now)
+        if self.descent.circuits.success(worker.backend, now):
+            self.counters["breaker_closed"] += 1
         source, degraded, reason = theirs.source, theirs.degraded, theirs.reason
         if job.fallback and job.fall is not None:
             source, degraded, reason = "fallback_model", True, job.fall.error.code

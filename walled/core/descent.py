@@ -65,6 +65,7 @@ class Descent:
 
     def arrived(self, job: Job, now: float) -> None:
         """A new job finds its place: the first of its route that takes it."""
+        self.circuits.tick(now)
         job.fall = Fall(ARRIVAL)
         self._go_on(job, now)
 
@@ -79,7 +80,7 @@ class Descent:
         lane = self._dispatcher.lanes[job.lane]
         if job.queued:
             self._dispatcher.withdraw(job)
-        self._no_alarm(job)
+        self.no_alarm(job)
         fall = _note(job, error)
         fall.tried |= {(lane.backend, lane.model)}
         fall.models_over = fall.models_over or models_over
@@ -236,7 +237,9 @@ class Descent:
         if not others:
             return
         job.waiters = [waiter for waiter in job.waiters if waiter.route == route]
-        twin = self._broker.new_job(others[0], job.payload, job.rank, now)
+        twin = self._broker.new_job(
+            others[0].client, others[0].route.targets[0].lane, job.payload, job.rank, now
+        )
         twin.waiters = others
         for waiter in others:
             waiter.job = twin
@@ -349,7 +352,7 @@ class Descent:
         if not job.waiters:
             self.between.pop(job, None)
             self.resting.pop(job, None)
-            self._no_alarm(job)
+            self.no_alarm(job)
         elif waiter.hard:
             self.all_known(job, now)
 
@@ -428,11 +431,6 @@ class Descent:
             if not waiter.reason and now - waiter.arrived_s >= ladder.NO_WORKER_GRACE_S:
                 self.lookups.soften(waiter, request.payload, errors.Unavailable.code)
 
-    def started(self, job: Job, worker: Worker) -> None:
-        """A call goes out."""
-        self.circuits.sent(worker.backend, first=job.attempt == 1)
-        self._no_alarm(job)
-
     def finished(self, backend: str, now: float) -> None:
         """A call ended as it should, or in a way that shows that its backend is well."""
         if self.circuits.success(backend, now):
@@ -441,11 +439,12 @@ class Descent:
     # --- small things --------------------------------------------------------------------------------
 
     def _alarm(self, job: Job, at_s: float) -> None:
-        self._no_alarm(job)
+        self.no_alarm(job)
         job.alarm_s = at_s
         self.alarms.add(job, at_s)
 
-    def _no_alarm(self, job: Job) -> None:
+    def no_alarm(self, job: Job) -> None:
+        """It is not looked at again but for other reasons."""
         if job.alarm_s:
             self.alarms.discard(job, job.alarm_s)
             job.alarm_s = 0.0

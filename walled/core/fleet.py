@@ -65,6 +65,8 @@ class Fleet:
         self._by_backend: dict[str, list[Worker]] = {}
         self._slots: dict[str, int] = {}
         self._backends: dict[str, tuple[str, ...]] = {}
+        self.several = False
+        """Some model is served by more than one backend."""
         self._sessions: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, worker: Worker) -> None:
@@ -90,6 +92,7 @@ class Fleet:
                     known = self._backends.get(name, ())
                     if worker.backend not in known:
                         self._backends[name] = (*known, worker.backend)
+        self.several = any(len(backends) > 1 for backends in self._backends.values())
         for backend, slots in self.slots_by_backend().items():
             # A backend whose only worker is being replaced has learned nothing by that.
             if slots and (limit := self.limits.get(backend)) is not None:

@@ -125,7 +125,9 @@ def first(mode: str, limits: LadderConfig) -> str:
 
 def reserve_s(limits: LadderConfig, left_s: float) -> float:
     """The part of the time left that is kept for lesser answers."""
-    return min(limits.reserve_s, RESERVE_SHARE * left_s)
+    share_s = RESERVE_SHARE * left_s
+    reserve_s: float = limits.reserve_s
+    return share_s if share_s < reserve_s else reserve_s
 
 
 def pause_s(limits: LadderConfig, retries: int, salt: bytes) -> float:
