@@ -139,8 +139,8 @@ class LadderConfig(_Section, frozen=True, kw_only=True):
     """What a request may get instead of its model's answer, and when (docs/reliability.md)."""
 
     mode: Mode = "auto"
-    """auto: every step; ai_only: models only; template_only: templates only; hybrid: the template first for
-    the intents of `hybrid_intents`, the model for the rest."""
+    """auto: every step; ai_only: what models said, now or earlier (stale); template_only: templates only;
+    hybrid: the template first for the intents of `hybrid_intents`, the model for the rest."""
     hybrid_intents: tuple[EntryName, ...] = ()
     stale: bool = True
     """Serve a stored answer that is no longer fresh."""

@@ -6,6 +6,7 @@ call is paid from), the order of the steps (descent.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -97,7 +98,7 @@ class Places:
         return protocol.error_header(
             errors.Unavailable(
                 f"backend {names} is left alone after failures, or at its own wish",
-                retry_after_s=round(max(0.1, wait_s), 3),
+                retry_after_s=math.ceil(max(0.1, wait_s) * 1000) / 1000,
             )
         )
 
