@@ -14,6 +14,7 @@ from walled_bench import kills, questions
 from walled_bench.daemon import Daemon, members, scripted
 from walled_bench.figures import failing
 from walled_bench.ledger import GRACE_S, Ledger, Witness
+from walled_client.subscriber import Subscriber
 
 from walled import protocol
 from walled.adapters.sockets import Hub, Poller, Port
@@ -45,6 +46,9 @@ def test_ten_random_kills_under_load_cost_time_and_nothing_else() -> None:
 def test_a_daemon_stopped_by_a_bench_leaves_no_process() -> None:
     with Daemon(scripted()) as daemon:
         session = daemon.pid
+        # READY waits for an answer, not for the monitor: that has its title once it publishes.
+        with Subscriber(daemon.run_dir) as stream:
+            assert stream.next(20) is not None
         assert len(members(session)) == 4
         assert daemon.sample().keys() == {"supervisor", "broker", "monitor", "worker 0"}
     assert members(session) == []
