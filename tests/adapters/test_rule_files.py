@@ -12,7 +12,7 @@ import pytest
 
 from tests.rule_bench import judged
 from walled import config as cfg
-from walled.adapters import rule_files
+from walled.adapters import rule_files, toml_files
 from walled.adapters.detect import rules_are_right
 from walled.config import ValidationConfig
 from walled.core.rules import RuleSet
@@ -85,7 +85,7 @@ def test_files_stack_upon_the_set(tmp_path: Path) -> None:
         (b"\xff", "validation.files[0]: {path}: not UTF-8"),
         (b"rules = ", "validation.files[0]: {path}: not valid TOML"),
         (b"[rules.x]\npatterns = ['(']", "{path}: rules.x.patterns[0]: "),
-        (b"#" * (rule_files.MAX_FILE_BYTES + 1), "validation.files[0]: {path}: more than"),
+        (b"#" * (toml_files.MAX_FILE_BYTES + 1), "validation.files[0]: {path}: more than"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_place(tmp_path: Path, content: bytes | None, words: str) -> None:

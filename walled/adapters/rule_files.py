@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from walled.adapters import answer_schema, patterns
+from walled.adapters import answer_schema, patterns, toml_files
 from walled.config import Config, ValidationConfig
 from walled.core.rules import RuleFile, RuleSet, load_plain
 from walled.core.validating import Validator
 from walled.errors import BadRequest, ConfigError
 
 BUILTIN: Final = "marketplace.toml"
-MAX_FILE_BYTES: Final = 1024 * 1024
 CORPUS: Final = ("corpus_safe.txt", "corpus_unsafe.txt")
 FRESH: Final = ("corpus_fresh_1.txt", "corpus_fresh_2.txt", "corpus_fresh_3.txt")
 """Written later, each to measure rules that had been changed because of the one before."""
@@ -45,40 +45,17 @@ def rule_set(settings: ValidationConfig) -> RuleSet:
     found: RuleFile | None = None
     if settings.builtin:
         text = resources.files("walled.rules").joinpath(BUILTIN).read_text("utf-8")
-        found = load_plain(_parsed(text, BUILTIN), BUILTIN, engine)
+        found = load_plain(tomllib.loads(text), BUILTIN, engine)
     problems = []
     for number, name in enumerate(settings.files):
         key = f"validation.files[{number}]"
         try:
-            found = load_plain(_parsed(_text(Path(name), key), f"{key}: {name}"), name, engine, found)
+            found = load_plain(toml_files.read(Path(name), key), name, engine, found)
         except ConfigError as exc:
             problems.append(exc.message)
     if problems:
         raise ConfigError("\n".join(problems))
     return RuleSet(found or RuleFile(), engine, settings.canaries)
-
-
-def _text(path: Path, key: str) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as exc:
-        raise ConfigError(f"{key}: {path}: cannot be read: {exc.strerror or exc}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{key}: {path}: more than {MAX_FILE_BYTES} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{key}: {path}: not UTF-8: {exc}") from None
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{where}: not valid TOML: {exc}") from None
 
 
 # --- the corpus ---------------------------------------------------------------------------------------

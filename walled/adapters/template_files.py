@@ -1,6 +1,6 @@
 """Template sets from files: the one that ships with walled and those of the configuration.
 
-May live here: reading TOML, stacking the sets, the settings published with them. May not: what a set means
+May live here: stacking the sets, the settings published with them. May not: what a set means
 (core/templates.py).
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from walled.adapters import toml_files
 from walled.config import Config
 from walled.core.templates import Rules, TemplateSet, load_plain
 from walled.errors import ConfigError
 
 BUILTIN: Final = "marketplace.toml"
-MAX_FILE_BYTES: Final = 1024 * 1024
 
 
 def load(config: Config) -> TemplateSet:
@@ -29,7 +29,7 @@ def load(config: Config) -> TemplateSet:
     problems = []
     for number, name in enumerate(config.templates.files):
         try:
-            found = _file(Path(name), f"templates.files[{number}]", found)
+            found = load_plain(toml_files.read(Path(name), f"templates.files[{number}]"), name, found)
         except ConfigError as exc:
             problems.append(exc.message)
     if found is None:
@@ -54,20 +54,3 @@ def rules(config: Config) -> Rules:
         templates=ladder.templates,
         route_modes={name: route.mode for name, route in config.routes.items() if route.mode},
     )
-
-
-def _file(path: Path, key: str, base: TemplateSet | None) -> TemplateSet:
-    import tomllib
-
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as exc:
-        raise ConfigError(f"{key}: {path}: cannot be read: {exc.strerror or exc}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{key}: {path}: more than {MAX_FILE_BYTES} bytes")
-    try:
-        plain = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{key}: {path}: not valid TOML: {exc}") from None
-    return load_plain(plain, str(path), base)

@@ -17,7 +17,7 @@ import click
 
 from walled_client.ctl.terminal import EXIT_INTERRUPTED, Terminal
 from walled_client.picture import Picture
-from walled_client.subscriber import Message
+from walled_client.subscriber import Message, Subscriber
 
 SILENCE_S = 5.0
 SETTLE_S = 0.15
@@ -43,21 +43,27 @@ def until_interrupted(callback: Callable[..., int | None]) -> Callable[..., int 
     return run
 
 
+def _heard(terminal: Terminal, subscriber: Subscriber) -> Iterator[Message]:
+    """What comes, with a note on stderr when a silence begins and when it is over."""
+    silent = False
+    while True:
+        message = subscriber.next(SILENCE_S)
+        if message is None:
+            if not silent:
+                terminal.note(f"nothing heard for {SILENCE_S:g} s; waiting for the monitor")
+            silent = True
+            continue
+        if silent:
+            terminal.note("the monitor is heard again")
+            silent = False
+        yield message
+
+
 def messages(terminal: Terminal, topics: tuple[str, ...]) -> Iterator[Message]:
     """Publications as they come. Raises DaemonUnavailable when no monitor is there to begin with."""
     with terminal.subscriber((*topics, "health")) as subscriber:
         terminal.ask_monitor("metrics.list")  # only to say at once that nobody is there
-        silent = False
-        while True:
-            message = subscriber.next(SILENCE_S)
-            if message is None:
-                if not silent:
-                    terminal.note(f"nothing heard for {SILENCE_S:g} s; waiting for the monitor")
-                silent = True
-                continue
-            if silent:
-                terminal.note("the monitor is heard again")
-                silent = False
+        for message in _heard(terminal, subscriber):
             if message.topic.startswith(topics):
                 yield message
 
@@ -68,18 +74,9 @@ def pictures(terminal: Terminal) -> Generator[Picture, None, None]:
     with terminal.subscriber(("metric.", "health")) as subscriber:
         board = terminal.ask_monitor("dashboard")
         picture.seed(board, time.time())
-        silent = False
-        while True:
-            message = subscriber.next(SILENCE_S)
-            if message is None:
-                if not silent:
-                    terminal.note(f"nothing heard for {SILENCE_S:g} s; waiting for the monitor")
-                silent = True
-                continue
-            if silent:
-                terminal.note("the monitor is heard again")
-                silent = False
+        for first in _heard(terminal, subscriber):
             time_s = None
+            message: Message | None = first
             while message is not None:
                 if picture.take(*message):
                     time_s = float(message.body["time_s"])
